@@ -174,7 +174,10 @@ pub struct SlotRange {
 
 impl SlotRange {
     /// All slots.
-    pub const ALL: SlotRange = SlotRange { start: 0, end: SLOTS };
+    pub const ALL: SlotRange = SlotRange {
+        start: 0,
+        end: SLOTS,
+    };
 
     /// `start..end`, or `None` when it is empty or leaves the slot space.
     pub const fn new(start: u16, end: u16) -> Option<SlotRange> {
@@ -218,12 +221,18 @@ impl SlotRange {
 
     /// The two ranges before and from `at`, or `None` when one would be empty.
     pub fn split(self, at: u16) -> Option<(SlotRange, SlotRange)> {
-        Some((SlotRange::new(self.start, at)?, SlotRange::new(at, self.end)?))
+        Some((
+            SlotRange::new(self.start, at)?,
+            SlotRange::new(at, self.end)?,
+        ))
     }
 
     /// This range and the one that begins where it ends, as one.
     pub fn join(self, next: SlotRange) -> Option<SlotRange> {
-        (self.end == next.start).then_some(SlotRange { start: self.start, end: next.end })
+        (self.end == next.start).then_some(SlotRange {
+            start: self.start,
+            end: next.end,
+        })
     }
 }
 
@@ -243,8 +252,9 @@ impl<'b, C> Decode<'b, C> for SlotRange {
             end: u16,
         }
         let raw = Raw::decode(d, ctx)?;
-        SlotRange::new(raw.start, raw.end)
-            .ok_or_else(|| DecodeError::message("a slot range is not empty and ends at 16384 at most"))
+        SlotRange::new(raw.start, raw.end).ok_or_else(|| {
+            DecodeError::message("a slot range is not empty and ends at 16384 at most")
+        })
     }
 }
 
@@ -310,7 +320,10 @@ impl ChildId {
     }
 
     fn name(&self, nth: usize) -> &str {
-        self.0.splitn(3, '/').nth(nth).expect("a child id holds three names: parse checked it")
+        self.0
+            .splitn(3, '/')
+            .nth(nth)
+            .expect("a child id holds three names: parse checked it")
     }
 }
 

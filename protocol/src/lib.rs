@@ -15,7 +15,9 @@ extern crate alloc;
 extern crate std;
 
 #[cfg(all(feature = "sabotage", not(debug_assertions)))]
-compile_error!("the `sabotage` feature switches safety rules off; it exists for tests alone and must never be in an optimised, shipped build");
+compile_error!(
+    "the `sabotage` feature switches safety rules off; it exists for tests alone and must never be in an optimised, shipped build"
+);
 
 pub mod cluster;
 pub mod id;

@@ -87,7 +87,10 @@ impl Add<Duration> for ClusterTime {
     type Output = ClusterTime;
 
     fn add(self, span: Duration) -> ClusterTime {
-        ClusterTime(self.0.saturating_add(span.as_millis().min(u128::from(u64::MAX)) as u64))
+        ClusterTime(
+            self.0
+                .saturating_add(span.as_millis().min(u128::from(u64::MAX)) as u64),
+        )
     }
 }
 
