@@ -10,5 +10,7 @@
 //!   Warden (kills)                                    Agent: one Owner a unit ──> Replica (stores)
 //! ```
 
+pub mod directory;
 pub mod lease;
+pub mod replication;
 pub mod voters;

@@ -60,7 +60,14 @@ pub enum Fact {
         /// The proof.
         secret: [u8; 32],
     },
-    /// The list of voters.
+    /// The cluster was formed with these voters and this TTL.
+    Formed {
+        /// The first list.
+        voters: Voters,
+        /// The first TTL.
+        ttl: Ttl,
+    },
+    /// A step of a change of the list of voters.
     Voters(Voters),
     /// The TTL in force, and so the limit to flush.
     Ttl(Ttl),
@@ -142,7 +149,7 @@ struct Held {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct View {
     live: BTreeMap<IncarnationId, (NodeId, DeathDigest)>,
-    expelled: BTreeMap<IncarnationId, LogId>,
+    expelled: BTreeMap<IncarnationId, (LogId, DeathDigest)>,
     voters: Voters,
     ttl: Option<Ttl>,
 }
@@ -278,7 +285,7 @@ impl LeaseVoter {
         else {
             return;
         };
-        for (incarnation, expel) in &held.view.expelled {
+        for (incarnation, (expel, _)) in &held.view.expelled {
             // L5: only a voter that holds the entry, and whose promise is over, says so.
             if !self.may_have_promised(now, *incarnation) {
                 let report = Report {
@@ -324,6 +331,12 @@ impl LeaseVoter {
 }
 
 impl View {
+    fn expel(&mut self, incarnation: IncarnationId, id: LogId) {
+        if let Some((_, death)) = self.live.remove(&incarnation) {
+            self.expelled.insert(incarnation, (id, death));
+        }
+    }
+
     fn learn(&mut self, id: LogId, fact: &Fact) {
         match fact {
             Fact::Live {
@@ -340,15 +353,12 @@ impl View {
                     .find(|(_, (of, _))| of == node)
                     .map(|(former, _)| *former);
                 if let Some(former) = former {
-                    self.live.remove(&former);
-                    self.expelled.insert(former, id);
+                    self.expel(former, id);
                 }
                 self.live.insert(*incarnation, (*node, *death));
             }
             Fact::Expelled(incarnation) => {
-                if self.live.remove(incarnation).is_some() {
-                    self.expelled.insert(*incarnation, id);
-                }
+                self.expel(*incarnation, id);
             }
             Fact::Over(incarnation) => {
                 self.live.remove(incarnation);
@@ -358,10 +368,17 @@ impl View {
                 incarnation,
                 secret,
             } => {
-                let proven = |(_, death): &(NodeId, DeathDigest)| DeathDigest::of(secret) == *death;
-                if self.live.get(incarnation).is_some_and(proven) {
+                let live = self.live.get(incarnation).map(|(_, death)| *death);
+                let death =
+                    live.or_else(|| self.expelled.get(incarnation).map(|(_, death)| *death));
+                if death == Some(DeathDigest::of(secret)) {
                     self.live.remove(incarnation);
+                    self.expelled.remove(incarnation);
                 }
+            }
+            Fact::Formed { voters, ttl } => {
+                self.voters = voters.clone();
+                self.ttl = Some(*ttl);
             }
             // As the directory applies it: a change that was not made from the newest list is void.
             Fact::Voters(voters) if voters.version > self.voters.version => {
