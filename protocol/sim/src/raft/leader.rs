@@ -1,32 +1,26 @@
-//! What only a leader knows: how far each peer is, and what to send it next.
+//! What a leader does (3.5, 3.6.2, chapter 4): append, replicate, count copies, change members.
 //!
-//! Owns: back-off, the window of entries under way, and counting copies. Never does: sending, or
-//! deciding what a committed entry means.
-//!
-//! A peer is *probed* until it answers (one append at a time, from where it may agree), then entries
-//! stream to it without waiting. No timer guards an append: each heartbeat names the last entry sent,
-//! and a peer that missed one answers with a conflict, which starts a probe.
+//! Owns: the peers' progress, the proposals in flight, and the commit index of its term. Never does:
+//! speaking while it may not lead, or committing by an older term's entry.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use understudy_protocol::id::{LogId, LogIndex, StoreId, Term};
+use understudy_protocol::id::{LogId, LogIndex, StoreId};
 use understudy_protocol::time::Time;
 
-use super::Message;
-use super::log::{Log, Members};
-
-/// The most entries in one append: a few microseconds of work for its receiver, so that a heartbeat
-/// is never stuck behind one.
-pub const APPEND_ENTRIES_MAX: usize = 64;
-
-/// The most entries sent to one peer and not yet acknowledged: four full appends cover a round trip,
-/// and a peer whose disk stalls holds no more than these unflushed.
-pub const WINDOW_ENTRIES_MAX: u64 = 4 * APPEND_ENTRIES_MAX as u64;
+use super::log::{Effect, Entry, Members, Payload, Write};
+use super::progress::{Progress, Source};
+use super::{Action, Message, Raft, Refused, Role, WRITES_UNDER_WAY_MAX};
 
 /// The most members, learners included. Directories have three to seven voters; the rest is room for
 /// replacing every one of them at once.
 pub const MEMBERS_MAX: usize = 16;
+
+/// The most proposals a leader has appended and not applied: some 20 ms of commands at 50,000 a
+/// second, about one slow flush. Beyond it a caller does better to wait than to queue.
+pub const PROPOSALS_IN_FLIGHT_MAX: usize = 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Leader {
@@ -75,137 +69,195 @@ impl Leader {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Mode {
-    /// Finding where the logs agree. `sent`: an append is under way; the next waits for its answer
-    /// or for a heartbeat's.
-    Probe { sent: bool },
-    /// The peer agreed; entries go out as they come.
-    Stream,
-}
+impl<T: Clone> Raft<T> {
+    pub(super) fn propose(&mut self, now: Time, token: u64, command: T) -> Result<(), Refused> {
+        let leader = self.leading()?;
+        if leader.proposals.len() >= PROPOSALS_IN_FLIGHT_MAX
+            || self.flushes.under_way() >= WRITES_UNDER_WAY_MAX
+        {
+            return Err(Refused::Overloaded);
+        }
+        let id = self.append_own(now, Payload::Command(command));
+        if let Role::Leader(leader) = &mut self.role {
+            leader.proposals.push_back((id.index, token));
+        }
+        self.actions.push_back(Action::Proposed { token, id });
+        self.replicate(now);
+        Ok(())
+    }
 
-/// How far one peer is, as its leader knows.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Progress {
-    /// It holds the log up to here, flushed.
-    pub(super) matched: LogIndex,
-    /// The next entry to send.
-    next: LogIndex,
-    mode: Mode,
-    snapshot_sent_at: Option<Time>,
-    pub(super) heard_at: Time,
-}
+    pub(super) fn change_members(&mut self, now: Time, members: Members) -> Result<(), Refused> {
+        let leader = self.leading()?;
+        if self.commit < leader.term_start {
+            return Err(Refused::LeaderTooNew);
+        }
+        if self.commit < self.log.members_index() {
+            return Err(Refused::ChangeUnderWay);
+        }
+        let is_sound = !members.voters.is_empty()
+            && members.all().count() <= MEMBERS_MAX
+            && members.voters.is_disjoint(&members.learners);
+        if !is_sound {
+            return Err(Refused::BadMembers);
+        }
+        let current = &self.log.members().voters;
+        if current.symmetric_difference(&members.voters).count() > 1 {
+            return Err(Refused::NotOneVoter);
+        }
+        let next = self.log.last().index.next();
+        if let Role::Leader(leader) = &mut self.role {
+            // Those who leave are sent this entry too, and forgotten when it is committed.
+            for store in members.all().filter(|store| *store != self.me) {
+                leader
+                    .peers
+                    .entry(store)
+                    .or_insert_with(|| Progress::new(now, next));
+            }
+        }
+        self.append_own(now, Payload::Members(members));
+        self.replicate(now);
+        Ok(())
+    }
 
-/// What appends are made from.
-pub(super) struct Source<'a, T> {
-    pub(super) now: Time,
-    pub(super) term: Term,
-    pub(super) commit: LogIndex,
-    pub(super) log: &'a Log<T>,
-    /// How long an unanswered snapshot is waited for before it is sent again.
-    pub(super) snapshot_patience: Duration,
-}
-
-impl Progress {
-    pub(super) fn new(now: Time, next: LogIndex) -> Progress {
-        Progress {
-            matched: LogIndex::ZERO,
-            next,
-            mode: Mode::Probe { sent: false },
-            snapshot_sent_at: None,
-            heard_at: now,
+    pub(super) fn leading(&self) -> Result<&Leader, Refused> {
+        match &self.role {
+            Role::Leader(leader) if self.may_lead => Ok(leader),
+            Role::Leader(_) => Err(Refused::NotLeader { hint: None }),
+            _ => Err(Refused::NotLeader { hint: self.leader }),
         }
     }
 
-    /// The next append or snapshot, if there is something to send and the window has room.
-    pub(super) fn next_message<T>(&mut self, source: &Source<'_, T>) -> Option<Message<T>> {
-        let log = source.log;
-        if self.next > log.last().index {
-            return None;
-        }
-        let Some(prev) = log.id_at(LogIndex(self.next.0 - 1)) else {
-            return self.snapshot(source);
+    pub(super) fn append_own(&mut self, now: Time, payload: Payload<T>) -> LogId {
+        let id = LogId {
+            term: self.hard_state.term,
+            index: self.log.last().index.next(),
         };
-        let under_way = self.next.0 - 1 - self.matched.0;
-        match self.mode {
-            Mode::Probe { sent: true } => return None,
-            Mode::Stream if under_way >= WINDOW_ENTRIES_MAX => return None,
-            _ => {}
-        }
-        let entries: Vec<_> = log
-            .from(self.next)
-            .take(APPEND_ENTRIES_MAX)
-            .cloned()
-            .collect();
-        match &mut self.mode {
-            Mode::Probe { sent } => *sent = true,
-            Mode::Stream => self.next = LogIndex(self.next.0 + entries.len() as u64),
-        }
-        Some(Message::Append {
-            term: source.term,
-            prev,
-            entries,
-            commit: source.commit,
-        })
+        let entry = Arc::new(Entry { id, payload });
+        self.log.push(entry.clone());
+        let write = Write::Append(vec![entry.clone()]);
+        self.persist(now, write, id, Effect::Appended(vec![entry]));
+        id
     }
 
-    /// An append without entries that asks whether all that was sent has come.
-    pub(super) fn heartbeat<T>(&self, source: &Source<'_, T>) -> Message<T> {
-        let log = source.log;
-        let prev = log
-            .id_at(LogIndex(self.next.0 - 1))
-            .unwrap_or_else(|| log.start());
-        empty_append(source, prev)
-    }
-
-    /// An append without entries that tells the commit index and cannot conflict.
-    pub(super) fn commit_notice<T>(&self, source: &Source<'_, T>) -> Option<Message<T>> {
-        let prev = source.log.id_at(self.matched)?;
-        Some(empty_append(source, prev))
-    }
-
-    /// The peer holds the log up to `matched`.
-    pub(super) fn agrees(&mut self, matched: LogIndex) {
-        self.matched = self.matched.max(matched);
-        self.next = self.next.max(self.matched.next());
-        self.mode = Mode::Stream;
-    }
-
-    /// The peer does not hold `prev`; the logs may agree before `hint`.
-    pub(super) fn conflicts(&mut self, prev: LogIndex, hint: LogIndex) {
-        let is_news = match self.mode {
-            Mode::Stream => prev > self.matched,
-            Mode::Probe { .. } => prev > self.matched && prev.next() == self.next,
+    pub(super) fn heartbeat(&mut self, now: Time) {
+        let patience = self.config.election_max;
+        let Role::Leader(leader) = &mut self.role else {
+            return;
         };
-        if is_news {
-            self.next = hint.min(prev).max(self.matched.next());
-            self.mode = Mode::Probe { sent: false };
+        leader.heartbeat_due = now + self.config.heartbeat;
+        let disk_stalls = self
+            .flushes
+            .oldest_asked_at()
+            .is_some_and(|at| now.since(at) > patience);
+        if disk_stalls || !leader.hears_majority(now, self.me, patience, self.log.members()) {
+            self.follow(now, self.hard_state, None);
+            return;
+        }
+        self.send_to_peers(now, |peer, source| Some(peer.heartbeat(source)));
+    }
+
+    /// Sends every peer what it lacks and has room for.
+    pub(super) fn replicate(&mut self, now: Time) {
+        self.send_to_peers(now, Progress::next_message);
+    }
+
+    /// Sends each peer one message, if the leader may speak.
+    pub(super) fn send_to_peers(
+        &mut self,
+        now: Time,
+        message: impl Fn(&mut Progress, &Source<'_, T>) -> Option<Message<T>>,
+    ) {
+        let Role::Leader(leader) = &mut self.role else {
+            return;
+        };
+        if !self.may_lead {
+            return;
+        }
+        let source = Source {
+            now,
+            term: self.hard_state.term,
+            commit: self.commit,
+            log: &self.log,
+            snapshot_patience: self.config.election_min,
+        };
+        for (&to, peer) in &mut leader.peers {
+            if let Some(message) = message(peer, &source) {
+                self.actions.push_back(Action::Send { to, message });
+            }
         }
     }
 
-    fn snapshot<T>(&mut self, source: &Source<'_, T>) -> Option<Message<T>> {
-        let waits = self
-            .snapshot_sent_at
-            .is_some_and(|at| source.now.since(at) < source.snapshot_patience);
-        if waits {
-            return None;
+    /// A peer answered an append: takes it in, commits what it can, and sends it more.
+    pub(super) fn answered(&mut self, now: Time, from: StoreId, take: impl FnOnce(&mut Progress)) {
+        let Role::Leader(leader) = &mut self.role else {
+            return;
+        };
+        let Some(peer) = leader.peers.get_mut(&from) else {
+            return;
+        };
+        let matched = peer.matched;
+        peer.heard_at = now;
+        take(peer);
+        if peer.matched > matched {
+            self.advance_commit(now);
         }
-        self.snapshot_sent_at = Some(source.now);
-        let snapshot = source.log.snapshot();
-        Some(Message::InstallSnapshot {
-            term: source.term,
-            snapshot: snapshot
-                .expect("entries are dropped only under a snapshot")
-                .clone(),
-        })
+        self.send_more(now, from);
     }
-}
 
-fn empty_append<T>(source: &Source<'_, T>, prev: LogId) -> Message<T> {
-    Message::Append {
-        term: source.term,
-        prev,
-        entries: Vec::new(),
-        commit: source.commit,
+    pub(super) fn send_more(&mut self, now: Time, to: StoreId) {
+        let Role::Leader(leader) = &mut self.role else {
+            return;
+        };
+        let Some(peer) = leader.peers.get_mut(&to).filter(|_| self.may_lead) else {
+            return;
+        };
+        let source = Source {
+            now,
+            term: self.hard_state.term,
+            commit: self.commit,
+            log: &self.log,
+            snapshot_patience: self.config.election_min,
+        };
+        while let Some(message) = peer.next_message(&source) {
+            self.actions.push_back(Action::Send { to, message });
+        }
+    }
+
+    /// Commits what a majority holds, if it is of this leader's own term (3.6.2).
+    pub(super) fn advance_commit(&mut self, now: Time) {
+        let Role::Leader(leader) = &self.role else {
+            return;
+        };
+        let own = self.flushes.held().index;
+        let index = leader.majority_index(self.me, own, self.log.members());
+        let is_own_term = self
+            .log
+            .id_at(index)
+            .is_some_and(|id| id.term == self.hard_state.term);
+        if index <= self.commit || !is_own_term {
+            return;
+        }
+        let changed = self.commit < self.log.members_index() && self.log.members_index() <= index;
+        self.commit = index;
+        self.apply_committed();
+        self.send_to_peers(now, |peer, source| {
+            peer.next_message(source)
+                .or_else(|| peer.commit_notice(source))
+        });
+        if changed {
+            self.members_committed(now);
+        }
+    }
+
+    /// Forgets the peers that left, and leaves if this member did (4.2.2).
+    pub(super) fn members_committed(&mut self, now: Time) {
+        let members = self.log.members();
+        let stays = members.voters.contains(&self.me);
+        if let Role::Leader(leader) = &mut self.role {
+            leader.peers.retain(|store, _| members.contains(*store));
+        }
+        if !stays {
+            self.follow(now, self.hard_state, None);
+        }
     }
 }

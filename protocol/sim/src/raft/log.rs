@@ -154,7 +154,8 @@ impl<T> Persisted<T> {
             Write::HardState(hard_state) => self.hard_state = hard_state,
             Write::Truncate(from) => {
                 assert!(from > self.start.index, "a truncation starts in the log");
-                self.log.truncate((from.0 - self.start.index.0 - 1) as usize);
+                self.log
+                    .truncate((from.0 - self.start.index.0 - 1) as usize);
             }
             Write::Append(entries) => {
                 for entry in entries {

@@ -68,7 +68,7 @@ impl Weather {
 }
 
 /// What a cluster under test gets wrong on purpose, to prove that the judge notices.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sabotage {
     None,
     /// Every write is reported flushed before it is.
@@ -251,18 +251,21 @@ impl Cluster {
 
     /// Proposes to whoever leads until that is applied everywhere in `on`.
     pub(super) fn settle(&mut self, on: &[StoreId]) {
-        let mark = 1_000_000 + self.random.draw() % 1_000_000_000;
+        let mut marks = BTreeSet::new();
         let mut asked_at = Time::ZERO;
         let end = self.now + Duration::from_secs(6);
         loop {
             if self.now.since(asked_at) > Duration::from_millis(500)
                 && let Some(leader) = self.leader()
-                && self.propose(leader, mark).is_ok()
             {
-                asked_at = self.now;
+                let mark = 1_000_000 + self.random.draw() % 1_000_000_000;
+                if self.propose(leader, mark).is_ok() {
+                    marks.insert(mark);
+                    asked_at = self.now;
+                }
             }
-            let marked = self.judge.committed.iter().find(|(entry, ..)| {
-                entry.payload == Payload::Command(mark)
+            let marked = self.judge.committed.iter().rev().find(|(entry, ..)| {
+                matches!(&entry.payload, Payload::Command(command) if marks.contains(command))
             });
             let index = marked.map(|(entry, ..)| entry.id.index);
             if index.is_some_and(|i| on.iter().all(|id| self.nodes[id].state.0 >= i)) {
@@ -547,7 +550,11 @@ impl Judge {
     fn elected(&mut self, id: StoreId, term: Term, raft: &Raft<u64>) {
         let first = *self.leaders.entry(term).or_insert(id);
         assert_eq!(first, id, "two leaders in {term}");
-        let older = self.committed.iter().rev().find(|(.., in_term)| *in_term < term);
+        let older = self
+            .committed
+            .iter()
+            .rev()
+            .find(|(.., in_term)| *in_term < term);
         if let Some((entry, ..)) = older
             && entry.id.index > raft.log.start().index
         {
@@ -565,7 +572,10 @@ impl Judge {
         };
         let digest = Random(digest ^ payload ^ entry.id.term.0.rotate_left(32)).draw();
         let nth = entry.id.index.0 as usize - 1;
-        assert!(nth <= self.committed.len(), "nothing is applied before its turn");
+        assert!(
+            nth <= self.committed.len(),
+            "nothing is applied before its turn"
+        );
         if let Some((first, first_digest, in_term)) = self.committed.get_mut(nth) {
             assert_eq!(first, entry, "two entries were committed in one place");
             assert_eq!(*first_digest, digest, "two histories");
