@@ -94,10 +94,7 @@ impl<T: Clone> Raft<T> {
         if self.commit < self.log.members_index() {
             return Err(Refused::ChangeUnderWay);
         }
-        let is_sound = !members.voters.is_empty()
-            && members.all().count() <= MEMBERS_MAX
-            && members.voters.is_disjoint(&members.learners);
-        if !is_sound {
+        if !members.is_sound() {
             return Err(Refused::BadMembers);
         }
         let current = &self.log.members().voters;

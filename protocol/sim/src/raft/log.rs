@@ -39,6 +39,14 @@ impl Members {
         self.voters.len() / 2 + 1
     }
 
+    /// Whether they could run a group: somebody votes, nobody is in both sets, and they are not too
+    /// many.
+    pub(super) fn is_sound(&self) -> bool {
+        !self.voters.is_empty()
+            && self.voters.len() + self.learners.len() <= super::MEMBERS_MAX
+            && self.voters.is_disjoint(&self.learners)
+    }
+
     /// Voters, then learners.
     pub fn all(&self) -> impl Iterator<Item = StoreId> + '_ {
         self.voters.iter().chain(&self.learners).copied()
@@ -130,7 +138,12 @@ impl<T> Default for Persisted<T> {
 impl<T> Persisted<T> {
     /// The disk of each founder of a cluster of `members`: they all hold the same first entry, of
     /// term zero, before the first election.
+    ///
+    /// # Panics
+    ///
+    /// When there are no voters or more than [`MEMBERS_MAX`](super::MEMBERS_MAX) members.
     pub fn founded(members: Members) -> Persisted<T> {
+        assert!(members.is_sound(), "founders are members like any other");
         let first = Entry {
             id: LogId {
                 term: Term::ZERO,

@@ -47,8 +47,8 @@ use log::{Flushes, Log};
 pub use progress::{APPEND_ENTRIES_MAX, WINDOW_ENTRIES_MAX};
 
 /// The most writes a member leaves unflushed. Beyond it peers' messages count as lost, as they would
-/// on a node whose disk hangs. Room for a whole window of single-entry appends, and terms besides.
-pub const WRITES_UNDER_WAY_MAX: usize = 2 * WINDOW_ENTRIES_MAX as usize;
+/// on a node whose disk hangs. Room for each of a leader's proposals, and for as much besides.
+pub const WRITES_UNDER_WAY_MAX: usize = 2 * PROPOSALS_IN_FLIGHT_MAX;
 
 /// The most messages kept back until a term or a vote is flushed: one request to each member and
 /// their answers. The oldest goes first, which is a lost message.

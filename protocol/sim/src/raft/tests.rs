@@ -148,7 +148,9 @@ fn three_founders_hand_over_to_three_new_stores_under_faults() {
             if is_committed && steps.peek() == Some(raft.members()) {
                 steps.next();
             }
-            if let Some(step) = steps.peek().cloned() {
+            // Slowly, so that faults come between and amid the changes.
+            let asks = cluster.random.chance(30);
+            if let Some(step) = steps.peek().cloned().filter(|_| asks) {
                 let _ = cluster.event(leader, Event::ChangeMembers(step));
             }
         }
@@ -158,6 +160,7 @@ fn three_founders_hand_over_to_three_new_stores_under_faults() {
         }
         cluster.settle(&ids[3..]);
         cluster.audit();
+        cluster.run_until("an election", SECOND, |c| c.leader().is_some());
         let leader = cluster.leader().unwrap();
         assert_eq!(*cluster.raft(leader).members(), members(&[4, 5, 6], &[]));
     }
