@@ -4,7 +4,7 @@
 //! needs the thing, or by whoever reads this.
 
 use crate::console::say;
-use crate::needs::{CannotInstall, Machine, NEEDS, Need, Remedy, Task, is_present, plan};
+use crate::needs::{Machine, NEEDS, Need, Remedy, Task, is_present, plan};
 
 /// Looks and tells. An error when a command lacks something it cannot do without.
 pub(crate) fn run(json: bool) -> Result<(), String> {
@@ -25,21 +25,33 @@ pub(crate) fn run(json: bool) -> Result<(), String> {
 struct Row {
     need: &'static Need,
     present: bool,
-    /// What to type, or why nothing can be; empty when it is there.
-    advice: String,
+    /// What to type; empty when it is there, or when nothing that is typed here would help.
+    command: String,
+    /// What else is to be said about it.
+    note: String,
 }
 
 impl Row {
     fn new(need: &'static Need, present: bool, machine: &Machine) -> Row {
-        let advice = if present {
-            String::new()
-        } else {
-            advice(need, plan(&[need], machine))
+        let (command, note) = match need.remedy {
+            _ if present => (String::new(), String::new()),
+            Remedy::Optional { package, instead } => (
+                format!("cargo install --locked {package}"),
+                format!("without it, {instead}"),
+            ),
+            Remedy::System(_) | Remedy::Component(_) => match plan(&[need], machine) {
+                Ok(lines) => {
+                    let lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
+                    (lines.join(" && "), String::new())
+                }
+                Err(why) => (String::new(), why.to_string()),
+            },
         };
         Row {
             need,
             present,
-            advice,
+            command,
+            note,
         }
     }
 
@@ -54,20 +66,6 @@ impl Row {
     }
 }
 
-fn advice(need: &Need, plan: Result<Vec<crate::line::Line>, CannotInstall>) -> String {
-    if let Remedy::Optional { package, instead } = need.remedy {
-        return format!("cargo install --locked {package}  ({instead} without it)");
-    }
-    match plan {
-        Ok(lines) => lines
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(" && "),
-        Err(why) => why.to_string(),
-    }
-}
-
 fn as_text(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows {
@@ -77,8 +75,12 @@ fn as_text(rows: &[Row]) -> String {
             row.need.name,
             row.need.what_for
         ));
-        if row.state() == "missing" || row.state() == "optional" {
-            text.push_str(&format!("          type: {}\n", row.advice));
+        let wanted = matches!(row.state(), "missing" | "optional");
+        if wanted && !row.command.is_empty() {
+            text.push_str(&format!("{:<9} type: {}\n", "", row.command));
+        }
+        if wanted && !row.note.is_empty() {
+            text.push_str(&format!("{:<9} {}\n", "", row.note));
         }
     }
     text
@@ -95,12 +97,13 @@ fn as_json(rows: &[Row]) -> String {
                 .map(|task| quoted(task.name()))
                 .collect();
             format!(
-                "{{\"name\":{},\"state\":{},\"what_for\":{},\"wanted_by\":[{}],\"type\":{}}}",
+                "{{\"name\":{},\"state\":{},\"what_for\":{},\"wanted_by\":[{}],\"type\":{},\"note\":{}}}",
                 quoted(row.need.name),
                 quoted(row.state()),
                 quoted(row.need.what_for),
                 wanted_by.join(","),
-                quoted(&row.advice)
+                quoted(&row.command),
+                quoted(&row.note)
             )
         })
         .collect();
@@ -168,7 +171,7 @@ mod tests {
         ]);
         assert!(text.contains("type: rustup component add clippy"), "{text}");
         assert!(
-            text.contains("plain `cargo test` serves without it"),
+            text.contains("without it, plain `cargo test` serves"),
             "{text}"
         );
         assert!(!text.contains("build-essential"), "{text}");
@@ -186,10 +189,8 @@ mod tests {
         assert_eq!(read["items"].as_array().map(Vec::len), Some(NEEDS.len()));
         assert_eq!(read["items"][0]["name"], "cc");
         assert_eq!(read["items"][0]["wanted_by"][1], "demo");
-        let typed = read["items"][0]["type"].as_str().unwrap_or_default();
-        assert!(
-            typed.contains("\n  apt-get install"),
-            "a line break survives: {typed}"
-        );
+        assert_eq!(read["items"][0]["type"], "", "without root nothing helps");
+        let note = read["items"][0]["note"].as_str().unwrap_or_default();
+        assert!(note.contains("\n  apt-get install"), "{note}");
     }
 }

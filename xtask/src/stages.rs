@@ -63,10 +63,15 @@ pub(crate) fn run(options: &TestOptions) -> Result<(), String> {
     let mut outcome = Ok(());
     for stage in stages {
         say(&format!("==> {}: {}", stage.name(), stage.what()));
+        let steps = stage.steps(found);
         let started = Instant::now();
-        outcome = stage.steps(found).iter().try_for_each(Step::run);
+        outcome = steps.iter().try_for_each(Step::run);
         let seconds = started.elapsed();
-        let word = if outcome.is_ok() { "passed" } else { "FAILED" };
+        let word = match &outcome {
+            Err(_) => "FAILED",
+            Ok(()) if steps.iter().all(Step::is_skipped) => "skipped",
+            Ok(()) => "passed",
+        };
         say(&format!(
             "==> {} {word} in {}\n",
             stage.name(),
@@ -198,6 +203,10 @@ impl Found {
 impl Step {
     fn cargo(text: &str) -> Step {
         Step::Run(Line::cargo(text))
+    }
+
+    fn is_skipped(&self) -> bool {
+        matches!(self, Step::Skip(_))
     }
 
     fn run(&self) -> Result<(), String> {

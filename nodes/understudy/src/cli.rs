@@ -24,6 +24,9 @@ pub fn answer<S: AsRef<str>>(args: &[S]) -> Answer {
         ["--version" | "-V"] => done(version()),
         ["--help" | "-h" | "help"] => done(help()),
         [] => refused(help()),
+        [flag, more, ..] if flag.starts_with('-') => refused(format!(
+            "understudy: `{more}` after `{flag}` means nothing.\n"
+        )),
         [word, ..] => refused(match planned(word) {
             Some(what) => format!(
                 "understudy: `{word}` ({what}) does not exist in this version.\n{}",
@@ -133,6 +136,11 @@ mod tests {
     #[test]
     fn an_unknown_command_is_refused() {
         check(&["frobnicate"], 2, "is no command");
-        check(&["--version", "now"], 2, "is no command");
+        check(
+            &["--version", "now"],
+            2,
+            "`now` after `--version` means nothing",
+        );
+        check(&["--verbose"], 2, "is no command");
     }
 }
