@@ -319,6 +319,11 @@ const HELP_DOCTOR: &str = "\
 Says what this machine has and lacks for the commands of `cargo xtask`, and what to type. Changes
 nothing. Ends with 1 when a command lacks something.
 
+  present     it is there
+  missing     a command cannot do without it
+  optional    commands do better with it
+  later       no command of this version uses it
+
 Usage: cargo xtask doctor [--json]
 
 Examples:

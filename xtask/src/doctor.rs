@@ -55,7 +55,8 @@ impl Row {
         }
     }
 
-    /// One word: `present`, `missing` (a command cannot do without it), `optional` or `later`.
+    /// One word: `present`, `missing` (a command cannot do without it), `optional`, or `later` (no
+    /// command of this version uses it).
     fn state(&self) -> &'static str {
         match (self.present, self.need.wanted_by, &self.need.remedy) {
             (true, ..) => "present",

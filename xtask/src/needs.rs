@@ -104,14 +104,14 @@ pub(crate) const NEEDS: [Need; 8] = [
     },
     Need {
         name: "chromium-headless-shell",
-        what_for: "browser sessions; no command has them yet",
+        what_for: "browser sessions",
         wanted_by: &[],
         probe: Probe::Program("chromium-headless-shell"),
         remedy: Remedy::System("chromium-headless-shell"),
     },
     Need {
         name: "libvulkan",
-        what_for: "rendering; no command does it yet",
+        what_for: "rendering",
         wanted_by: &[],
         probe: Probe::File(&[
             "/usr/lib/x86_64-linux-gnu/libvulkan.so.1",
@@ -121,7 +121,7 @@ pub(crate) const NEEDS: [Need; 8] = [
     },
     Need {
         name: "lavapipe",
-        what_for: "rendering without a graphics card; no command does it yet",
+        what_for: "rendering without a graphics card",
         wanted_by: &[],
         probe: Probe::File(&[
             "/usr/share/vulkan/icd.d/lvp_icd.x86_64.json",
