@@ -64,7 +64,10 @@ pub(super) enum Phase {
 impl Phase {
     /// Whether an exit must come before another start may.
     pub(super) const fn is_up(self) -> bool {
-        matches!(self, Phase::Starting | Phase::Running { .. } | Phase::Stopping { .. })
+        matches!(
+            self,
+            Phase::Starting | Phase::Running { .. } | Phase::Stopping { .. }
+        )
     }
 
     pub(super) const fn is_stopping(self) -> bool {
@@ -98,12 +101,22 @@ pub(super) enum Verdict {
 
 impl Child {
     pub(super) const fn new(order: u64, restart: RestartType) -> Child {
-        Child { order, restart, phase: Phase::Stopped, failures: 0, strikes: Strikes::NONE }
+        Child {
+            order,
+            restart,
+            phase: Phase::Stopped,
+            failures: 0,
+            strikes: Strikes::NONE,
+        }
     }
 
     /// The strikes that still stand at `now`.
     pub(super) fn standing_strikes(&self, now: ClusterTime) -> Strikes {
-        if self.has_run_clean(now) { Strikes::NONE } else { self.strikes }
+        if self.has_run_clean(now) {
+            Strikes::NONE
+        } else {
+            self.strikes
+        }
     }
 
     /// It is told to stop.

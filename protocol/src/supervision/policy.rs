@@ -29,7 +29,11 @@ pub struct Policy {
 impl Policy {
     /// `strategy` with the default intensity and backoff.
     pub const fn new(strategy: Strategy) -> Policy {
-        Policy { strategy, intensity: Intensity::DEFAULT, backoff: Backoff::DEFAULT }
+        Policy {
+            strategy,
+            intensity: Intensity::DEFAULT,
+            backoff: Backoff::DEFAULT,
+        }
     }
 }
 
@@ -106,7 +110,10 @@ impl Intensity {
     /// Five in ten seconds. OTP's own default, one in five seconds, is meant for children on one
     /// healthy machine; five lets a child outlive a dependency that takes a few seconds to return,
     /// and a child that dies at once still escalates after about three seconds of backoff.
-    pub const DEFAULT: Intensity = Intensity { restarts: 5, window: Duration::from_secs(10) };
+    pub const DEFAULT: Intensity = Intensity {
+        restarts: 5,
+        window: Duration::from_secs(10),
+    };
 }
 
 /// The restarts that may still count, oldest first.
@@ -125,7 +132,11 @@ impl RestartHistory {
     pub fn allows_one_more(&mut self, now: ClusterTime, intensity: Intensity) -> bool {
         let allowed = usize::from(intensity.restarts);
         self.0.push_back(now);
-        while self.0.front().is_some_and(|at| now.since(*at) > intensity.window) {
+        while self
+            .0
+            .front()
+            .is_some_and(|at| now.since(*at) > intensity.window)
+        {
             self.0.pop_front();
         }
         let within = self.0.len() <= allowed;
@@ -156,13 +167,17 @@ pub struct Backoff {
 impl Backoff {
     /// A tenth of a second, which a caller's deadline survives, up to ten seconds, so that a mended
     /// dependency is noticed before a person would look for it.
-    pub const DEFAULT: Backoff =
-        Backoff { first: Duration::from_millis(100), max: Duration::from_secs(10) };
+    pub const DEFAULT: Backoff = Backoff {
+        first: Duration::from_millis(100),
+        max: Duration::from_secs(10),
+    };
 
     /// How long the `failures`-th consecutive failure waits.
     pub fn delay(self, failures: u32, random: u64) -> Duration {
         let doublings = failures.saturating_sub(1).min(63);
-        let span = millis(self.first).saturating_mul(1 << doublings).min(millis(self.max));
+        let span = millis(self.first)
+            .saturating_mul(1 << doublings)
+            .min(millis(self.max));
         jittered(Duration::from_millis(span), random)
     }
 }
@@ -209,26 +224,40 @@ mod tests {
             (Temporary, Shutdown, false),
             (Temporary, Abnormal, false),
         ] {
-            assert_eq!(restart.restarts_after(exit), expected, "{restart:?} after {exit:?}");
+            assert_eq!(
+                restart.restarts_after(exit),
+                expected,
+                "{restart:?} after {exit:?}"
+            );
         }
     }
 
     #[test]
     fn a_restart_exactly_one_window_ago_still_counts() {
-        let two_a_second = Intensity { restarts: 2, window: Duration::from_secs(1) };
+        let two_a_second = Intensity {
+            restarts: 2,
+            window: Duration::from_secs(1),
+        };
         for (third_at, expected) in [(1_000, false), (1_001, true)] {
             let mut history = RestartHistory::new();
             for at in [0, 500] {
                 assert!(history.allows_one_more(ClusterTime::from_millis(at), two_a_second));
             }
             let third = ClusterTime::from_millis(third_at);
-            assert_eq!(history.allows_one_more(third, two_a_second), expected, "at {third_at}");
+            assert_eq!(
+                history.allows_one_more(third, two_a_second),
+                expected,
+                "at {third_at}"
+            );
         }
     }
 
     #[test]
     fn no_restart_allowed_means_the_first_is_too_many() {
-        let never = Intensity { restarts: 0, window: Duration::from_secs(1) };
+        let never = Intensity {
+            restarts: 0,
+            window: Duration::from_secs(1),
+        };
         assert!(!RestartHistory::new().allows_one_more(ClusterTime::ZERO, never));
     }
 
@@ -255,7 +284,10 @@ mod tests {
             let delay = |random| Backoff::DEFAULT.delay(failures, random).as_millis();
             assert_eq!(delay(u64::MAX), longest, "longest after {failures}");
             assert_eq!(delay(0), longest / 2, "shortest after {failures}");
-            assert!((longest / 2..=longest).contains(&delay(1 << 63)), "middle after {failures}");
+            assert!(
+                (longest / 2..=longest).contains(&delay(1 << 63)),
+                "middle after {failures}"
+            );
         }
     }
 

@@ -59,7 +59,9 @@ impl<K: Clone + Ord> Roster<K> {
         &self,
         range: impl RangeBounds<u64>,
     ) -> impl DoubleEndedIterator<Item = (&K, &Child)> {
-        self.start_order.range(range).map(|(_, key)| (key, &self.children[key]))
+        self.start_order
+            .range(range)
+            .map(|(_, key)| (key, &self.children[key]))
     }
 
     /// The next child to start alone, and when.
@@ -94,7 +96,10 @@ impl<K: Clone + Ord> Roster<K> {
 
     /// Changes a child, which must be there.
     pub(super) fn change<R>(&mut self, key: &K, change: impl FnOnce(&mut Child) -> R) -> R {
-        let child = self.children.get_mut(key).expect("the caller has just seen this child");
+        let child = self
+            .children
+            .get_mut(key)
+            .expect("the caller has just seen this child");
         let before = child.clone();
         let answer = change(child);
         let after = child.clone();
@@ -139,14 +144,25 @@ impl<'b, C, K: Clone + Ord + Decode<'b, C>> Decode<'b, C> for Roster<K> {
             #[n(1)]
             next_order: u64,
         }
-        let Stored { children, next_order } = Stored::<K>::decode(d, ctx)?;
-        let mut roster = Roster { next_order, ..Roster::new() };
+        let Stored {
+            children,
+            next_order,
+        } = Stored::<K>::decode(d, ctx)?;
+        let mut roster = Roster {
+            next_order,
+            ..Roster::new()
+        };
         // Half of the places must be left, so that no stored number can make the count overflow.
         if next_order > u64::MAX / 2 {
-            return Err(DecodeError::message("a start order that nothing could have reached"));
+            return Err(DecodeError::message(
+                "a start order that nothing could have reached",
+            ));
         }
         for (key, child) in &children {
-            let taken = roster.start_order.insert(child.order, key.clone()).is_some();
+            let taken = roster
+                .start_order
+                .insert(child.order, key.clone())
+                .is_some();
             if taken || child.order >= next_order {
                 return Err(DecodeError::message(
                     "every child has its own place in the start order",

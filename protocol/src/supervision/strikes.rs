@@ -54,7 +54,9 @@ impl Strikes {
     pub fn strike(&mut self, random: u64) -> Penalty {
         let cost = STRIKE_BACKOFF.get(usize::from(self.0));
         self.0 = self.0.saturating_add(1).min(STRIKES_MAX);
-        cost.map_or(Penalty::Quarantine, |span| Penalty::Wait(jittered(*span, random)))
+        cost.map_or(Penalty::Quarantine, |span| {
+            Penalty::Wait(jittered(*span, random))
+        })
     }
 }
 
@@ -67,7 +69,10 @@ mod tests {
         let mut strikes = Strikes::NONE;
         let cost: alloc::vec::Vec<Penalty> = (0..4).map(|_| strikes.strike(u64::MAX)).collect();
         let [first, second] = STRIKE_BACKOFF.map(Penalty::Wait);
-        assert_eq!(cost, [first, second, Penalty::Quarantine, Penalty::Quarantine]);
+        assert_eq!(
+            cost,
+            [first, second, Penalty::Quarantine, Penalty::Quarantine]
+        );
         assert_eq!(strikes.count(), STRIKES_MAX);
     }
 }

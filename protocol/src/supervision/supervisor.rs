@@ -82,7 +82,10 @@ pub enum Event<K> {
     Exited { child: K, exit: Exit, random: u64 },
     /// Processes died together, and these children with them; the flag says whether the child was
     /// at work. Children that were not up are passed over: they had nothing to lose.
-    Lost { children: Vec<(K, bool)>, random: u64 },
+    Lost {
+        children: Vec<(K, bool)>,
+        random: u64,
+    },
     /// A child was brought down to be started elsewhere.
     Drained { child: K },
     /// An operator lets a quarantined child start again, its strikes forgotten.
@@ -205,13 +208,20 @@ impl<K: Clone + Ord + Debug> Machine for Supervisor<K> {
             Event::Add { child, restart } => self.add(now, child, restart)?,
             Event::Remove { child } => self.remove(now, &child)?,
             Event::Started { child } => self.started(now, &child)?,
-            Event::Exited { child, exit, random } => {
+            Event::Exited {
+                child,
+                exit,
+                random,
+            } => {
                 self.fallen(now, [(child, Fall::Exited(exit), random)].into())?;
             }
             Event::Lost { children, random } => {
-                let lost = children.into_iter().enumerate().map(|(nth, (child, at_work))| {
-                    (child, Fall::Lost { at_work }, spread(random, nth))
-                });
+                let lost = children
+                    .into_iter()
+                    .enumerate()
+                    .map(|(nth, (child, at_work))| {
+                        (child, Fall::Lost { at_work }, spread(random, nth))
+                    });
                 self.fallen(now, lost.collect())?;
             }
             // V1: a drain neither counts nor backs off, so there is nothing to jitter.
@@ -231,7 +241,10 @@ impl<K: Clone + Ord + Debug> Machine for Supervisor<K> {
 
     fn next_deadline(&self) -> Option<Time> {
         let alone = self.roster.first_due().map(|(until, _)| until);
-        let group = self.group.filter(|group| self.can_start(*group)).map(|group| group.until);
+        let group = self
+            .group
+            .filter(|group| self.can_start(*group))
+            .map(|group| group.until);
         let next = [alone, group].into_iter().flatten().min()?;
         Some(Time::from_millis(next.as_millis()))
     }
@@ -286,7 +299,8 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
         if self.child(key)?.phase != Phase::Starting {
             return Err(SupervisorError::NotStarting);
         }
-        self.roster.change(key, |child| child.phase = Phase::Running { since: now });
+        self.roster
+            .change(key, |child| child.phase = Phase::Running { since: now });
         Ok(())
     }
 
@@ -354,7 +368,8 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
 
     fn wait_alone(&mut self, key: &K, until: ClusterTime) {
         if matches!(self.mode, Mode::Up) {
-            self.roster.change(key, |child| child.phase = Phase::Waiting { until });
+            self.roster
+                .change(key, |child| child.phase = Phase::Waiting { until });
         }
     }
 
@@ -372,11 +387,17 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
     }
 
     fn pardon(&mut self, now: ClusterTime, key: &K) -> Result<(), SupervisorError> {
-        let Child { phase, order, restart, .. } = *self.child(key)?;
+        let Child {
+            phase,
+            order,
+            restart,
+            ..
+        } = *self.child(key)?;
         if phase != Phase::Quarantined {
             return Err(SupervisorError::NotQuarantined);
         }
-        self.roster.change(key, |child| *child = Child::new(order, restart));
+        self.roster
+            .change(key, |child| *child = Child::new(order, restart));
         self.restart(key, order, now);
         Ok(())
     }
@@ -387,7 +408,10 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
         }
         self.mode = Mode::Up;
         self.history = RestartHistory::new();
-        self.group = Some(Group { from: 0, until: now });
+        self.group = Some(Group {
+            from: 0,
+            until: now,
+        });
         Ok(())
     }
 
@@ -404,7 +428,8 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
         self.mode = Mode::GoingDown { cause };
         self.group = None;
         for key in self.keys(.., |child| matches!(child.phase, Phase::Waiting { .. })) {
-            self.roster.change(&key, |child| child.phase = Phase::Stopped);
+            self.roster
+                .change(&key, |child| child.phase = Phase::Stopped);
         }
         self.stop_range(now, ..);
     }
@@ -444,7 +469,9 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
     }
 
     fn can_start(&self, group: Group) -> bool {
-        let some_free = self.held_from().is_none_or(|held_from| group.from < held_from);
+        let some_free = self
+            .held_from()
+            .is_none_or(|held_from| group.from < held_from);
         some_free && !self.roster.anyone_stopping()
     }
 
@@ -472,7 +499,8 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
     }
 
     fn start(&mut self, key: &K) {
-        self.roster.change(key, |child| child.phase = Phase::Starting);
+        self.roster
+            .change(key, |child| child.phase = Phase::Starting);
         self.actions.push_back(Action::Start { child: key.clone() });
     }
 
@@ -483,7 +511,8 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
 
     fn forget(&mut self, key: &K) {
         self.roster.forget(key);
-        self.actions.push_back(Action::Forget { child: key.clone() });
+        self.actions
+            .push_back(Action::Forget { child: key.clone() });
     }
 
     fn child(&self, key: &K) -> Result<&Child, SupervisorError> {
@@ -492,7 +521,10 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
 
     /// Those in the range of the start order that `wanted` picks.
     fn keys(&self, range: impl RangeBounds<u64>, wanted: impl Fn(&Child) -> bool) -> Vec<K> {
-        let picked = self.roster.in_order(range).filter(|(_, child)| wanted(child));
+        let picked = self
+            .roster
+            .in_order(range)
+            .filter(|(_, child)| wanted(child));
         picked.map(|(key, _)| key.clone()).collect()
     }
 }
@@ -513,7 +545,20 @@ impl<'b, C, K: Clone + Ord + Debug + Decode<'b, C>> Decode<'b, C> for Supervisor
             #[n(4)]
             history: RestartHistory,
         }
-        let Stored { policy, roster, mode, group, history } = Stored::decode(d, ctx)?;
-        Ok(Supervisor { policy, roster, mode, group, history, actions: VecDeque::new() })
+        let Stored {
+            policy,
+            roster,
+            mode,
+            group,
+            history,
+        } = Stored::decode(d, ctx)?;
+        Ok(Supervisor {
+            policy,
+            roster,
+            mode,
+            group,
+            history,
+            actions: VecDeque::new(),
+        })
     }
 }

@@ -20,7 +20,6 @@ use crate::id::{
 use crate::supervision::{Exit, Policy, RestartType};
 use crate::time::ClusterTime;
 use crate::wire::heart::{DeathDigest, Ttl};
-use crate::wire::replica::Scope;
 
 /// One entry of the Raft log, as the leader stamped it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]

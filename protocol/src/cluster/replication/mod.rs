@@ -24,9 +24,12 @@ mod owner;
 mod replica;
 mod slots;
 
-pub use owner::{Action as OwnerAction, Event as OwnerEvent, Owner, OwnerConfig, Phase, Refused as OwnerRefused, UnitView};
+pub use owner::{
+    Action as OwnerAction, Event as OwnerEvent, Owner, OwnerConfig, Phase, Refused as OwnerRefused,
+    UnitView,
+};
 pub use replica::{
-    Action as ReplicaAction, CutMark, Event as ReplicaEvent, Opened, OpenedChain, Refused as ReplicaRefused, Replica,
-    Write,
+    Action as ReplicaAction, CutMark, Event as ReplicaEvent, Opened, OpenedChain,
+    Refused as ReplicaRefused, Replica, Write,
 };
 pub use slots::SlotMap;

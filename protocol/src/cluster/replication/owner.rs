@@ -275,11 +275,20 @@ impl Owner {
         let mut owners = Vec::new();
         for (config, view) in parts {
             let mut owner = Owner::begin(now, config, view, Phase::Serving);
-            let mine: Vec<ChildId> =
-                children.keys().filter(|child| owner.view.scope.holds(child)).cloned().collect();
+            let mine: Vec<ChildId> = children
+                .keys()
+                .filter(|child| owner.view.scope.holds(child))
+                .cloned()
+                .collect();
             for child in mine {
                 let log = children.remove(&child).expect("the key was just listed");
-                owner.children.insert(child, Log { adopted: log.tail.seq, ..log });
+                owner.children.insert(
+                    child,
+                    Log {
+                        adopted: log.tail.seq,
+                        ..log
+                    },
+                );
             }
             owner.advance(now);
             owners.push(owner);
@@ -288,7 +297,11 @@ impl Owner {
     }
 
     fn begin(now: Time, config: OwnerConfig, view: UnitView, phase: Phase) -> Owner {
-        let peers = view.set.iter().map(|store| (*store, Peer::default())).collect();
+        let peers = view
+            .set
+            .iter()
+            .map(|store| (*store, Peer::default()))
+            .collect();
         Owner {
             config,
             view,
@@ -311,8 +324,17 @@ impl Owner {
 
     /// The grant.
     pub fn claim(&self) -> Claim {
-        let OwnerConfig { unit, epoch, incarnation, .. } = self.config;
-        Claim { unit, epoch, incarnation }
+        let OwnerConfig {
+            unit,
+            epoch,
+            incarnation,
+            ..
+        } = self.config;
+        Claim {
+            unit,
+            epoch,
+            incarnation,
+        }
     }
 
     /// The version of the replica set that it works with.
@@ -342,7 +364,9 @@ impl Owner {
 
     /// Where the child's chain ends.
     pub fn tail(&self, child: &ChildId) -> Seq {
-        self.children.get(child).map_or(Seq::ZERO, |log| log.tail.seq)
+        self.children
+            .get(child)
+            .map_or(Seq::ZERO, |log| log.tail.seq)
     }
 
     /// Up to where the child's chain is acknowledged.
@@ -352,13 +376,18 @@ impl Owner {
 
     /// Records since the child's last snapshot.
     pub fn since_snapshot(&self, child: &ChildId) -> u64 {
-        let Some(log) = self.children.get(child) else { return 0 };
+        let Some(log) = self.children.get(child) else {
+            return 0;
+        };
         log.tail.seq.0 - log.snapshots.back().map_or(0, |seq| seq.0)
     }
 
     /// Everything that it holds in memory and that has a limit: the longest chain.
     pub fn longest_chain(&self) -> usize {
-        let chains = self.children.values().filter_map(|log| log.records.as_ref());
+        let chains = self
+            .children
+            .values()
+            .filter_map(|log| log.records.as_ref());
         chains.map(VecDeque::len).max().unwrap_or(0)
     }
 
@@ -372,7 +401,10 @@ impl Owner {
             // Every proposal from the version before is applied or void for good.
             self.proposed.clear();
             self.proposed_at = None;
-            if self.learner.is_some_and(|(store, _)| self.view.set.contains(&store)) {
+            if self
+                .learner
+                .is_some_and(|(store, _)| self.view.set.contains(&store))
+            {
                 self.learner = None;
             }
             let (set, learner) = (&self.view.set, self.learner);
@@ -388,7 +420,13 @@ impl Owner {
     }
 
     fn on_answer(&mut self, now: Time, answer: ReplicaAnswer) -> Result<(), Refused> {
-        let ReplicaAnswer { store, epoch, session, said, .. } = answer;
+        let ReplicaAnswer {
+            store,
+            epoch,
+            session,
+            said,
+            ..
+        } = answer;
         let peer = self.peers.get_mut(&store).ok_or(Refused::NotMine)?;
         if epoch != self.config.epoch {
             return Err(Refused::NotMine);
@@ -402,15 +440,26 @@ impl Owner {
         if peer.session.is_some_and(|known| known != session) && (seals || peer.sealed) {
             // The store was opened anew: nothing said before counts.
             let round_trip = peer.round_trip;
-            *peer = Peer { round_trip, ..Peer::default() };
+            *peer = Peer {
+                round_trip,
+                ..Peer::default()
+            };
         }
         match said {
-            Said::Sealed { after, page, more, cut } => {
+            Said::Sealed {
+                after,
+                page,
+                more,
+                cut,
+            } => {
                 self.on_sealed(now, store, session, after, page, more, cut);
             }
             Said::Unsealed => {
                 let round_trip = peer.round_trip;
-                *peer = Peer { round_trip, ..Peer::default() };
+                *peer = Peer {
+                    round_trip,
+                    ..Peer::default()
+                };
             }
             Said::Appended { child, upto } => self.on_appended(store, &child, upto),
             Said::Mismatch { child, tail } => {
@@ -420,11 +469,19 @@ impl Owner {
                     behind.sent_at = None;
                 }
             }
-            Said::Fetched { child, after, records } => self.on_fetched(now, store, &child, after, records),
+            Said::Fetched {
+                child,
+                after,
+                records,
+            } => self.on_fetched(now, store, &child, after, records),
             Said::Damaged { child } => {
                 if self.children.contains_key(&child) {
                     peer.unconfirmed = true;
-                    let behind = Behind { agrees: None, sent: Seq::ZERO, sent_at: None };
+                    let behind = Behind {
+                        agrees: None,
+                        sent: Seq::ZERO,
+                        sent_at: None,
+                    };
                     peer.behind.insert(child, behind);
                 }
             }
@@ -433,7 +490,9 @@ impl Owner {
             Said::Promised(_) => {}
         }
         if peer_owes(self.peers.get(&store)) {
-            self.peers.entry(store).and_modify(|peer| peer.waiting = Some(now));
+            self.peers
+                .entry(store)
+                .and_modify(|peer| peer.waiting = Some(now));
         }
         self.advance(now);
         Ok(())
@@ -449,7 +508,9 @@ impl Owner {
         more: bool,
         cut: bool,
     ) {
-        let Some(peer) = self.peers.get_mut(&store) else { return };
+        let Some(peer) = self.peers.get_mut(&store) else {
+            return;
+        };
         if peer.sealed || peer.seal_after != after {
             return;
         }
@@ -477,15 +538,24 @@ impl Owner {
 
     /// Takes the longest logs of the sealed replicas (T1), once enough are sealed.
     fn try_adopt(&mut self, now: Time) {
-        let sealed: Vec<StoreId> =
-            self.view.set.iter().filter(|store| self.peers[store].sealed).copied().collect();
+        let sealed: Vec<StoreId> = self
+            .view
+            .set
+            .iter()
+            .filter(|store| self.peers[store].sealed)
+            .copied()
+            .collect();
         let all = sealed.len() == self.view.set.len();
         // R8: one that was cut or damaged counts only beside a whole one, or when all are sealed.
         let whole = |store: &StoreId| {
             let peer = &self.peers[store];
             !peer.cut && !peer.index.values().any(|indexed| indexed.damaged)
         };
-        let enough = if keeps(Rule::R8) { all || sealed.iter().any(whole) } else { !sealed.is_empty() };
+        let enough = if keeps(Rule::R8) {
+            all || sealed.iter().any(whole)
+        } else {
+            !sealed.is_empty()
+        };
         if !enough {
             if now.since(self.began) >= UNAVAILABLE_AFTER && !self.unavailable {
                 self.unavailable = true;
@@ -502,7 +572,10 @@ impl Owner {
         self.unavailable = false;
         for store in &sealed {
             for indexed in self.peers[store].index.values() {
-                let log = self.children.entry(indexed.child.clone()).or_insert_with(|| Log::ending(Head::NONE));
+                let log = self
+                    .children
+                    .entry(indexed.child.clone())
+                    .or_insert_with(|| Log::ending(Head::NONE));
                 // T1: the longest.
                 if keeps(Rule::T1) {
                     log.tail = log.tail.max(indexed.tail);
@@ -526,42 +599,76 @@ impl Owner {
 
     /// When sealing ends though some are not sealed (T1).
     fn adopt_at(&self) -> Time {
-        let slowest = self.peers.values().filter_map(|peer| peer.round_trip).max().unwrap_or_default();
-        self.first_sealed.map_or(self.began, |first| first + (slowest * 4).max(SEAL_WAIT))
+        let slowest = self
+            .peers
+            .values()
+            .filter_map(|peer| peer.round_trip)
+            .max()
+            .unwrap_or_default();
+        self.first_sealed
+            .map_or(self.began, |first| first + (slowest * 4).max(SEAL_WAIT))
     }
 
     /// Finds out where a sealed replica's chains differ from ours.
     fn compare(&mut self, store: StoreId) {
-        let Some(peer) = self.peers.get_mut(&store) else { return };
+        let Some(peer) = self.peers.get_mut(&store) else {
+            return;
+        };
         let index = core::mem::take(&mut peer.index);
         peer.behind.clear();
         for (child, indexed) in &index {
-            let log = self.children.entry(child.clone()).or_insert_with(|| Log::ending(Head::NONE));
+            let log = self
+                .children
+                .entry(child.clone())
+                .or_insert_with(|| Log::ending(Head::NONE));
             if log.tail != indexed.tail {
                 // Its chain may be a part of ours; merging finds out.
                 let agrees = Some(indexed.tail);
-                peer.behind.insert(child.clone(), Behind { agrees, sent: Seq::ZERO, sent_at: None });
+                peer.behind.insert(
+                    child.clone(),
+                    Behind {
+                        agrees,
+                        sent: Seq::ZERO,
+                        sent_at: None,
+                    },
+                );
             }
         }
         for (child, log) in &self.children {
             if !index.contains_key(child) && log.tail != Head::NONE {
                 let agrees = Some(Head::NONE);
-                peer.behind.insert(child.clone(), Behind { agrees, sent: Seq::ZERO, sent_at: None });
+                peer.behind.insert(
+                    child.clone(),
+                    Behind {
+                        agrees,
+                        sent: Seq::ZERO,
+                        sent_at: None,
+                    },
+                );
             }
         }
     }
 
     fn on_appended(&mut self, store: StoreId, child: &ChildId, upto: Head) {
-        let Some(log) = self.children.get(child) else { return };
+        let Some(log) = self.children.get(child) else {
+            return;
+        };
         if !log.holds(upto) {
             return;
         }
         let tail = log.tail;
-        let Some(peer) = self.peers.get_mut(&store) else { return };
-        let Some(behind) = peer.behind.get_mut(child) else { return };
+        let Some(peer) = self.peers.get_mut(&store) else {
+            return;
+        };
+        let Some(behind) = peer.behind.get_mut(child) else {
+            return;
+        };
         if upto == tail {
             peer.behind.remove(child);
-        } else if behind.agrees.is_none_or(|agrees| agrees.seq < upto.seq || !log.holds(agrees)) {
+        } else if behind
+            .agrees
+            .is_none_or(|agrees| agrees.seq < upto.seq || !log.holds(agrees))
+        {
             behind.agrees = Some(upto);
             if behind.sent <= upto.seq {
                 behind.sent_at = None;
@@ -578,13 +685,22 @@ impl Owner {
         after: Seq,
         records: Vec<Record>,
     ) {
-        let Some(loading) = self.loading.get_mut(child).filter(|loading| loading.from == store) else { return };
+        let Some(loading) = self
+            .loading
+            .get_mut(child)
+            .filter(|loading| loading.from == store)
+        else {
+            return;
+        };
         let has = loading.got.last().map_or(Seq::ZERO, |record| record.seq);
         if has != after {
             return;
         }
         for record in records {
-            let follows = loading.got.last().is_none_or(|last| last.head() == record.prev);
+            let follows = loading
+                .got
+                .last()
+                .is_none_or(|last| last.head() == record.prev);
             if !follows || !record.is_intact() || record.child != *child {
                 loading.got.clear();
                 loading.asked_at = Time::ZERO;
@@ -592,19 +708,31 @@ impl Owner {
             }
             loading.got.push(record);
         }
-        let Some(log) = self.children.get_mut(child) else { return };
+        let Some(log) = self.children.get_mut(child) else {
+            return;
+        };
         let reached = loading.got.last().map_or(Head::NONE, Record::head);
         if reached == log.tail {
             let loading = self.loading.remove(child).expect("it was just found");
             log.load(loading.got);
             if log.wanted {
                 let records = log.records.iter().flatten().cloned().collect();
-                self.actions.push_back(Action::Loaded { child: child.clone(), records });
+                self.actions.push_back(Action::Loaded {
+                    child: child.clone(),
+                    records,
+                });
             }
         } else if reached.seq > has {
             loading.asked_at = now;
             let (from, after) = (loading.from, reached.seq);
-            self.ask(now, from, Ask::Fetch { child: child.clone(), after });
+            self.ask(
+                now,
+                from,
+                Ask::Fetch {
+                    child: child.clone(),
+                    after,
+                },
+            );
         } else {
             loading.asked_at = Time::ZERO;
         }
@@ -622,7 +750,11 @@ impl Owner {
             return Err(Refused::NotServing);
         }
         let log = self.children.get_mut(&child).ok_or(Refused::NotLoaded)?;
-        let records = log.records.as_mut().filter(|_| log.wanted).ok_or(Refused::NotLoaded)?;
+        let records = log
+            .records
+            .as_mut()
+            .filter(|_| log.wanted)
+            .ok_or(Refused::NotLoaded)?;
         if records.len() >= CHAIN_RECORDS_MAX {
             return Err(Refused::ChainFull);
         }
@@ -636,7 +768,11 @@ impl Owner {
         records.push_back(record);
         for peer in self.peers.values_mut().filter(|peer| peer.sealed) {
             let behind = peer.behind.entry(child.clone());
-            behind.or_insert(Behind { agrees: Some(prev), sent: prev.seq, sent_at: None });
+            behind.or_insert(Behind {
+                agrees: Some(prev),
+                sent: prev.seq,
+                sent_at: None,
+            });
         }
         self.recount(&child);
         self.send_child(now, &child);
@@ -650,7 +786,10 @@ impl Owner {
         if !self.view.scope.holds(&child) {
             return Err(Refused::NotOurs);
         }
-        let log = self.children.entry(child.clone()).or_insert_with(|| Log::ending(Head::NONE));
+        let log = self
+            .children
+            .entry(child.clone())
+            .or_insert_with(|| Log::ending(Head::NONE));
         log.wanted = true;
         if log.tail == Head::NONE {
             log.records = Some(VecDeque::new());
@@ -667,7 +806,10 @@ impl Owner {
     fn on_unload(&mut self, child: &ChildId) {
         if let Some(log) = self.children.get_mut(child) {
             log.wanted = false;
-            let needed = self.peers.values().any(|peer| peer.behind.contains_key(child));
+            let needed = self
+                .peers
+                .values()
+                .any(|peer| peer.behind.contains_key(child));
             if !needed {
                 log.records = None;
             }
@@ -678,14 +820,30 @@ impl Owner {
     fn fetch(&mut self, now: Time, child: ChildId) {
         let tries = self.loading.get(&child).map_or(0, |loading| loading.tries);
         let has = |store: &&StoreId| {
-            self.peers.get(store).is_some_and(|peer| peer.sealed && !peer.behind.contains_key(&child))
+            self.peers
+                .get(store)
+                .is_some_and(|peer| peer.sealed && !peer.behind.contains_key(&child))
         };
         let mut holders: Vec<StoreId> = self.view.set.iter().filter(has).copied().collect();
         holders.sort_by_key(|store| (*store != self.config.home, *store));
-        let Some(from) = holders.get(tries as usize % holders.len().max(1)).copied() else { return };
-        let loading = Loading { from, got: Vec::new(), asked_at: now, tries: tries + 1 };
+        let Some(from) = holders.get(tries as usize % holders.len().max(1)).copied() else {
+            return;
+        };
+        let loading = Loading {
+            from,
+            got: Vec::new(),
+            asked_at: now,
+            tries: tries + 1,
+        };
         self.loading.insert(child.clone(), loading);
-        self.ask(now, from, Ask::Fetch { child, after: Seq::ZERO });
+        self.ask(
+            now,
+            from,
+            Ask::Fetch {
+                child,
+                after: Seq::ZERO,
+            },
+        );
     }
 
     /// Everything that follows from the state: one routine, after every event.
@@ -711,10 +869,16 @@ impl Owner {
             let retry = peer.retry();
             !peer.sealed && peer.sealed_at.is_none_or(|at| now.since(at) >= retry)
         };
-        let stores: Vec<StoreId> =
-            self.peers.iter().filter(|(_, peer)| due(peer)).map(|(store, _)| *store).collect();
+        let stores: Vec<StoreId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| due(peer))
+            .map(|(store, _)| *store)
+            .collect();
         for store in stores {
-            let Some(peer) = self.peers.get_mut(&store) else { continue };
+            let Some(peer) = self.peers.get_mut(&store) else {
+                continue;
+            };
             peer.sealed_at = Some(now);
             let after = peer.seal_after.clone();
             let scope = self.view.scope.clone();
@@ -728,7 +892,11 @@ impl Owner {
         for peer in self.peers.values().filter(|peer| peer.sealed) {
             let retry = peer.retry();
             let due = |state: &Behind| state.sent_at.is_none_or(|at| now.since(at) >= retry);
-            let children = peer.behind.iter().filter(|(_, state)| due(state)).take(MENDED_AT_ONCE);
+            let children = peer
+                .behind
+                .iter()
+                .filter(|(_, state)| due(state))
+                .take(MENDED_AT_ONCE);
             behind.extend(children.map(|(child, _)| child.clone()));
         }
         for child in behind {
@@ -747,7 +915,9 @@ impl Owner {
 
     /// Sends one child's missing records to every sealed replica that is due some.
     fn send_child(&mut self, now: Time, child: &ChildId) {
-        let Some(log) = self.children.get(child) else { return };
+        let Some(log) = self.children.get(child) else {
+            return;
+        };
         if log.records.is_none() && log.tail != Head::NONE {
             if !self.loading.contains_key(child) {
                 self.fetch(now, child.clone());
@@ -758,7 +928,9 @@ impl Owner {
         let mut asks = Vec::new();
         for (store, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.sealed) {
             let retry = peer.retry();
-            let Some(behind) = peer.behind.get_mut(child) else { continue };
+            let Some(behind) = peer.behind.get_mut(child) else {
+                continue;
+            };
             let streaming = behind.sent_at.is_some_and(|at| now.since(at) < retry);
             // What is under way is not sent again before its time; what is new is.
             let from = if streaming && behind.sent > Seq::ZERO {
@@ -773,7 +945,14 @@ impl Owner {
             behind.sent = records.last().map_or(prev.seq, |record| record.seq);
             behind.sent_at = Some(now);
             let adopted = log.adopted;
-            let append = Append { child: child.clone(), prev, from_base, records, adopted, keep_from };
+            let append = Append {
+                child: child.clone(),
+                prev,
+                from_base,
+                records,
+                adopted,
+                keep_from,
+            };
             asks.push((*store, append));
         }
         for (store, append) in asks {
@@ -788,10 +967,16 @@ impl Owner {
             let whole = peer.sealed && peer.behind.is_empty() && set.contains(store);
             whole && peer.unconfirmed && peer.confirm_at.is_none_or(|at| now.since(at) >= retry)
         };
-        let stores: Vec<StoreId> =
-            self.peers.iter().filter(|(store, peer)| due(store, peer)).map(|(store, _)| *store).collect();
+        let stores: Vec<StoreId> = self
+            .peers
+            .iter()
+            .filter(|(store, peer)| due(store, peer))
+            .map(|(store, _)| *store)
+            .collect();
         for store in stores {
-            self.peers.entry(store).and_modify(|peer| peer.confirm_at = Some(now));
+            self.peers
+                .entry(store)
+                .and_modify(|peer| peer.confirm_at = Some(now));
             let scope = self.view.scope.clone();
             self.ask(now, store, Ask::Confirm { scope });
         }
@@ -812,7 +997,9 @@ impl Owner {
         if let Some((store, since)) = self.learner {
             let gone = self.view.unreachable.contains(&store);
             let peer = self.peers.get(&store);
-            let waited = peer.and_then(|peer| peer.waiting).map_or(Duration::ZERO, |since| now.since(since));
+            let waited = peer
+                .and_then(|peer| peer.waiting)
+                .map_or(Duration::ZERO, |since| now.since(since));
             let stuck = waited >= LEARNER_PATIENCE && now.since(since) >= LEARNER_PATIENCE;
             let proposed = self.proposed.iter().any(|set| set.contains(&store));
             if (gone || stuck) && !proposed {
@@ -828,15 +1015,29 @@ impl Owner {
             }
         }
         let answering = self.view.set.len() - self.silent(now).len();
-        let target = self.view.move_to.filter(|store| !self.view.set.contains(store));
+        let target = self
+            .view
+            .move_to
+            .filter(|store| !self.view.set.contains(store));
         let short = answering < self.view.wanted;
         let could = |store: &&StoreId| {
             !self.view.set.contains(store) && !self.view.unreachable.contains(store)
         };
-        let fresh = self.view.candidates.iter().filter(could).find(|store| !self.failed.contains(store));
-        let again = || self.failed.iter().find(|store| self.view.candidates.contains(store));
+        let fresh = self
+            .view
+            .candidates
+            .iter()
+            .filter(could)
+            .find(|store| !self.failed.contains(store));
+        let again = || {
+            self.failed
+                .iter()
+                .find(|store| self.view.candidates.contains(store))
+        };
         let next = target.or_else(|| short.then(|| fresh.or_else(again).copied()).flatten());
-        let Some(store) = next.filter(|store| could(&store)) else { return };
+        let Some(store) = next.filter(|store| could(&store)) else {
+            return;
+        };
         self.learner = Some((store, now));
         self.peers.insert(store, Peer::default());
         self.seal(now);
@@ -855,11 +1056,18 @@ impl Owner {
         if self.phase == Phase::Quiet {
             return;
         }
-        let repeat = self.proposed_at.is_none_or(|at| now.since(at) >= PROPOSAL_RETRY);
+        let repeat = self
+            .proposed_at
+            .is_none_or(|at| now.since(at) >= PROPOSAL_RETRY);
         if !repeat {
             return;
         }
-        let Some(set) = self.better_set(now).or_else(|| self.proposed.last().cloned()) else { return };
+        let Some(set) = self
+            .better_set(now)
+            .or_else(|| self.proposed.last().cloned())
+        else {
+            return;
+        };
         if !self.proposed.contains(&set) {
             if self.proposed.len() >= PROPOSED_MAX {
                 self.proposed_at = Some(now);
@@ -875,19 +1083,29 @@ impl Owner {
 
     fn propose_set(&mut self, set: BTreeSet<StoreId>) {
         let (claim, config) = (self.claim(), self.view.config);
-        self.actions.push_back(Action::Propose(Command::ChangeSet { claim, config, set }));
+        self.actions
+            .push_back(Action::Propose(Command::ChangeSet { claim, config, set }));
     }
 
     fn better_set(&self, now: Time) -> Option<BTreeSet<StoreId>> {
         let mut out = self.silent(now);
         if self.phase == Phase::Adopting {
             // T1: the unsealed are dropped.
-            out.extend(self.view.set.iter().filter(|store| !self.peers[store].sealed));
+            out.extend(
+                self.view
+                    .set
+                    .iter()
+                    .filter(|store| !self.peers[store].sealed),
+            );
         }
         let mut set: BTreeSet<StoreId> = self.view.set.difference(&out).copied().collect();
         let learner = self.complete_learner();
         set.extend(learner);
-        let min_copies = if keeps(Rule::R6) { self.view.min_copies } else { 1 };
+        let min_copies = if keeps(Rule::R6) {
+            self.view.min_copies
+        } else {
+            1
+        };
         if !out.is_empty() {
             // R6: never below `min_copies`, so a silent one stays until another is complete.
             let enough = set.len() >= min_copies || set.len() >= self.view.set.len();
@@ -898,9 +1116,8 @@ impl Owner {
         }
         // One too many, after a move: the one that is neither here nor where the unit goes.
         if set.len() > self.view.wanted.max(min_copies) {
-            let stays = |store: &StoreId| {
-                *store == self.config.home || self.view.move_to == Some(*store)
-            };
+            let stays =
+                |store: &StoreId| *store == self.config.home || self.view.move_to == Some(*store);
             let spare = set.iter().rev().find(|store| !stays(store)).copied()?;
             set.remove(&spare);
             return Some(set);
@@ -911,7 +1128,9 @@ impl Owner {
     fn try_serve(&mut self, now: Time) {
         if self.phase == Phase::Adopting {
             let agreed = |store: &StoreId| {
-                self.peers.get(store).is_some_and(|peer| peer.sealed && peer.behind.is_empty())
+                self.peers
+                    .get(store)
+                    .is_some_and(|peer| peer.sealed && peer.behind.is_empty())
             };
             // S3, T1: the index is sealed and the whole set agrees with it.
             let ready = self.proposed.is_empty() && self.view.set.iter().all(agreed);
@@ -920,15 +1139,21 @@ impl Owner {
                 self.actions.push_back(Action::Serve);
             }
         }
-        let repeat = self.proposed_at.is_none_or(|at| now.since(at) >= PROPOSAL_RETRY);
-        if self.phase == Phase::Serving && !self.view.serving && repeat && self.proposed.is_empty() {
+        let repeat = self
+            .proposed_at
+            .is_none_or(|at| now.since(at) >= PROPOSAL_RETRY);
+        if self.phase == Phase::Serving && !self.view.serving && repeat && self.proposed.is_empty()
+        {
             self.proposed_at = Some(now);
-            self.actions.push_back(Action::Propose(Command::Serving(self.claim())));
+            self.actions
+                .push_back(Action::Propose(Command::Serving(self.claim())));
         }
     }
 
     fn leave(&mut self, now: Time) {
-        let Some(leaving) = self.leaving.clone() else { return };
+        let Some(leaving) = self.leaving.clone() else {
+            return;
+        };
         if self.phase == Phase::Serving {
             let moves = leaving == Leaving::Release;
             // A move waits until its target holds a complete replica.
@@ -948,7 +1173,10 @@ impl Owner {
         } else if self.phase != Phase::Quiet || !self.all_acknowledged() {
             return;
         }
-        if self.proposed_at.is_some_and(|at| now.since(at) < PROPOSAL_RETRY) {
+        if self
+            .proposed_at
+            .is_some_and(|at| now.since(at) < PROPOSAL_RETRY)
+        {
             return;
         }
         self.proposed_at = Some(now);
@@ -957,7 +1185,11 @@ impl Owner {
             Leaving::Release => Action::Propose(Command::Release(claim)),
             Leaving::Exit(exit) => Action::Propose(Command::Exited { claim, exit }),
             Leaving::Split(at) => Action::Propose(Command::Split { claim, config, at }),
-            Leaving::Except(child) => Action::Propose(Command::Except { claim, config, child }),
+            Leaving::Except(child) => Action::Propose(Command::Except {
+                claim,
+                config,
+                child,
+            }),
             Leaving::Merge => Action::Quiet,
         });
     }
@@ -977,8 +1209,12 @@ impl Owner {
     }
 
     fn recount_all(&mut self) {
-        let children: Vec<ChildId> =
-            self.children.iter().filter(|(_, log)| log.acked < log.tail.seq).map(|(child, _)| child.clone()).collect();
+        let children: Vec<ChildId> = self
+            .children
+            .iter()
+            .filter(|(_, log)| log.acked < log.tail.seq)
+            .map(|(child, _)| child.clone())
+            .collect();
         for child in children {
             self.recount(&child);
         }
@@ -994,20 +1230,35 @@ impl Owner {
             return;
         }
         let required = self.required();
-        let Some(log) = self.children.get_mut(child) else { return };
+        let Some(log) = self.children.get_mut(child) else {
+            return;
+        };
         let flushed = required.iter().map(|store| {
-            let Some(peer) = self.peers.get(store).filter(|peer| peer.sealed) else { return Seq::ZERO };
+            let Some(peer) = self.peers.get(store).filter(|peer| peer.sealed) else {
+                return Seq::ZERO;
+            };
             match peer.behind.get(child) {
                 None => log.tail.seq,
-                Some(behind) => behind.agrees.filter(|head| log.holds(*head)).map_or(Seq::ZERO, |head| head.seq),
+                Some(behind) => behind
+                    .agrees
+                    .filter(|head| log.holds(*head))
+                    .map_or(Seq::ZERO, |head| head.seq),
             }
         });
         // R2: on every replica of the set.
-        let acked = if keeps(Rule::R2) { flushed.min() } else { flushed.max() }.unwrap_or(Seq::ZERO);
+        let acked = if keeps(Rule::R2) {
+            flushed.min()
+        } else {
+            flushed.max()
+        }
+        .unwrap_or(Seq::ZERO);
         if acked > log.acked {
             log.acked = acked;
             log.shorten();
-            self.actions.push_back(Action::Acknowledged { child: child.clone(), upto: acked });
+            self.actions.push_back(Action::Acknowledged {
+                child: child.clone(),
+                upto: acked,
+            });
             if !log.wanted && acked == log.tail.seq {
                 log.records = None;
             }
@@ -1015,7 +1266,9 @@ impl Owner {
     }
 
     fn ask(&mut self, now: Time, to: StoreId, ask: Ask) {
-        let Some(peer) = self.peers.get_mut(&to) else { return };
+        let Some(peer) = self.peers.get_mut(&to) else {
+            return;
+        };
         peer.waiting = peer.waiting.or(Some(now));
         let request = ReplicaRequest {
             unit: self.config.unit,
@@ -1046,7 +1299,8 @@ impl Owner {
 /// Whether the store has been asked something that it has not answered.
 fn peer_owes(peer: Option<&Peer>) -> bool {
     peer.is_some_and(|peer| {
-        peer.behind.values().any(|behind| behind.sent_at.is_some()) || (!peer.sealed && peer.sealed_at.is_some())
+        peer.behind.values().any(|behind| behind.sent_at.is_some())
+            || (!peer.sealed && peer.sealed_at.is_some())
     })
 }
 
@@ -1076,7 +1330,9 @@ impl Log {
 
     fn load(&mut self, records: Vec<Record>) {
         self.snapshots.clear();
-        let snapshots = records.iter().filter(|record| record.kind == RecordKind::Snapshot);
+        let snapshots = records
+            .iter()
+            .filter(|record| record.kind == RecordKind::Snapshot);
         self.snapshots.extend(snapshots.map(|record| record.seq));
         self.records = Some(records.into());
     }
@@ -1119,7 +1375,11 @@ impl Log {
 
     /// Two generations are kept: from the snapshot before the last acknowledged one.
     fn keep_from(&self) -> Seq {
-        let acknowledged = self.snapshots.iter().rev().filter(|seq| **seq <= self.acked);
+        let acknowledged = self
+            .snapshots
+            .iter()
+            .rev()
+            .filter(|seq| **seq <= self.acked);
         acknowledged.copied().nth(1).unwrap_or(Seq::ZERO)
     }
 
@@ -1145,13 +1405,20 @@ impl Machine for Owner {
         match event {
             Event::View(view) => self.on_view(now, view),
             Event::Answer(answer) => self.on_answer(now, answer)?,
-            Event::Write { child, kind, schema, body } => self.on_write(now, child, kind, schema, body)?,
+            Event::Write {
+                child,
+                kind,
+                schema,
+                body,
+            } => self.on_write(now, child, kind, schema, body)?,
             Event::Load(child) => self.on_load(now, child)?,
             Event::Unload(child) => self.on_unload(&child),
             Event::Leave(leaving) => {
                 // An exit overrides: the child is gone. A release gives way to nothing else.
                 let exits = matches!(leaving, Leaving::Exit(_));
-                if self.leaving.is_none() || (exits && !matches!(self.leaving, Some(Leaving::Exit(_)))) {
+                if self.leaving.is_none()
+                    || (exits && !matches!(self.leaving, Some(Leaving::Exit(_))))
+                {
                     self.leaving = Some(leaving);
                     self.proposed_at = self.proposed_at.filter(|_| !self.proposed.is_empty());
                 }
@@ -1170,9 +1437,11 @@ impl Machine for Owner {
         // Which of the waits ends first matters less than that none is slept through: while there is
         // anything to wait for, the machine looks again every [`LOOK_AGAIN`].
         let adopt = self.adopt_at();
-        let adopts = self.phase == Phase::Sealing && self.first_sealed.is_some() && adopt > self.advanced_at;
+        let adopts =
+            self.phase == Phase::Sealing && self.first_sealed.is_some() && adopt > self.advanced_at;
         let look = self.advanced_at + LOOK_AGAIN;
-        self.has_work().then_some(if adopts { look.min(adopt) } else { look })
+        self.has_work()
+            .then_some(if adopts { look.min(adopt) } else { look })
     }
 }
 

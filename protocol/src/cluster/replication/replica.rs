@@ -240,8 +240,20 @@ impl Replica {
         for range in opened.cut.slots {
             replica.cut.slots.set(range, true);
         }
-        for OpenedChain { child, heads, damaged } in opened.chains {
-            replica.chains.insert(child, Chain { heads: heads.into(), damaged, ..Chain::default() });
+        for OpenedChain {
+            child,
+            heads,
+            damaged,
+        } in opened.chains
+        {
+            replica.chains.insert(
+                child,
+                Chain {
+                    heads: heads.into(),
+                    damaged,
+                    ..Chain::default()
+                },
+            );
         }
         replica
     }
@@ -262,8 +274,19 @@ impl Replica {
     }
 
     fn on_asked(&mut self, from: NodeId, request: ReplicaRequest) -> Result<(), Refused> {
-        let ReplicaRequest { unit, epoch, session, ask, .. } = request;
-        let answer = |said| Answer { to: from, unit, epoch, said };
+        let ReplicaRequest {
+            unit,
+            epoch,
+            session,
+            ask,
+            ..
+        } = request;
+        let answer = |said| Answer {
+            to: from,
+            unit,
+            epoch,
+            said,
+        };
         let this_session = session == Some(self.session);
         match ask {
             Ask::Seal { scope, after } => self.seal(answer, epoch, &scope, after),
@@ -279,7 +302,13 @@ impl Replica {
                 if let Err(said) = self.admits(&child, epoch) {
                     self.answer_now(answer(said));
                 } else {
-                    self.fetch(Reading { to: from, unit, epoch, child, after });
+                    self.fetch(Reading {
+                        to: from,
+                        unit,
+                        epoch,
+                        child,
+                        after,
+                    });
                 }
             }
             Ask::Confirm { scope } => match self.admits_scope(&scope, epoch) {
@@ -312,11 +341,23 @@ impl Replica {
                 more = true;
                 break;
             }
-            page.push(Indexed { child: child.clone(), tail: chain.tail(), damaged: chain.damaged });
+            page.push(Indexed {
+                child: child.clone(),
+                tail: chain.tail(),
+                damaged: chain.damaged,
+            });
         }
         let cut = self.is_cut(scope);
         // R1: the promise is flushed before it is answered; so is every head of the page.
-        self.write_then(batch, answer(Said::Sealed { after, page, more, cut }));
+        self.write_then(
+            batch,
+            answer(Said::Sealed {
+                after,
+                page,
+                more,
+                cut,
+            }),
+        );
     }
 
     fn promise(&mut self, scope: &Scope, epoch: Epoch) -> Vec<Write> {
@@ -328,19 +369,38 @@ impl Replica {
                     if !self.child_promises.contains_key(child) {
                         let kept = *self.promises.get(child.slot());
                         self.child_promises.insert(child.clone(), kept);
-                        batch.push(Write::ChildPromise { child: child.clone(), epoch: kept });
+                        batch.push(Write::ChildPromise {
+                            child: child.clone(),
+                            epoch: kept,
+                        });
                     }
                 }
-                if self.promises.iter(*range).any(|(_, promise)| *promise < epoch) {
-                    self.promises.update(*range, |promise| (*promise).max(epoch));
-                    batch.push(Write::Promise { range: *range, epoch });
+                if self
+                    .promises
+                    .iter(*range)
+                    .any(|(_, promise)| *promise < epoch)
+                {
+                    self.promises
+                        .update(*range, |promise| (*promise).max(epoch));
+                    batch.push(Write::Promise {
+                        range: *range,
+                        epoch,
+                    });
                 }
-                self.sealed_slots.update(*range, |sealed| (*sealed).max(epoch));
+                self.sealed_slots
+                    .update(*range, |sealed| (*sealed).max(epoch));
             }
             Scope::Child(child) => {
-                if self.child_promises.get(child).is_none_or(|promise| *promise < epoch) {
+                if self
+                    .child_promises
+                    .get(child)
+                    .is_none_or(|promise| *promise < epoch)
+                {
                     self.child_promises.insert(child.clone(), epoch);
-                    batch.push(Write::ChildPromise { child: child.clone(), epoch });
+                    batch.push(Write::ChildPromise {
+                        child: child.clone(),
+                        epoch,
+                    });
                 }
                 self.sealed_children.insert(child.clone(), epoch);
             }
@@ -364,13 +424,23 @@ impl Replica {
         let upto = append.records.last().map_or(append.prev, Record::head);
         let said = match chain.merge(epoch, append) {
             Ok(batch) => {
-                let appended = Answer { to: from, unit, epoch, said: Said::Appended { child, upto } };
+                let appended = Answer {
+                    to: from,
+                    unit,
+                    epoch,
+                    said: Said::Appended { child, upto },
+                };
                 self.write_then(batch, appended);
                 return Ok(());
             }
             Err(tail) => Said::Mismatch { child, tail },
         };
-        self.answer_now(Answer { to: from, unit, epoch, said });
+        self.answer_now(Answer {
+            to: from,
+            unit,
+            epoch,
+            said,
+        });
         Ok(())
     }
 
@@ -387,12 +457,27 @@ impl Replica {
     }
 
     fn on_read(&mut self, read: u64, records: Vec<Record>) -> Result<(), Refused> {
-        let Reading { to, unit, epoch, child, after } = self.reads.remove(&read).ok_or(Refused::Unknown)?;
+        let Reading {
+            to,
+            unit,
+            epoch,
+            child,
+            after,
+        } = self.reads.remove(&read).ok_or(Refused::Unknown)?;
         let said = match self.admits(&child, epoch) {
-            Ok(()) => Said::Fetched { child, after, records },
+            Ok(()) => Said::Fetched {
+                child,
+                after,
+                records,
+            },
             Err(said) => said,
         };
-        self.answer_now(Answer { to, unit, epoch, said });
+        self.answer_now(Answer {
+            to,
+            unit,
+            epoch,
+            said,
+        });
         Ok(())
     }
 
@@ -409,14 +494,21 @@ impl Replica {
             .map(|(child, _)| child.clone())
             .collect();
         for child in damaged {
-            self.chains.entry(child.clone()).and_modify(|chain| chain.damaged = false);
-            batch.push(Write::Damaged { child, damaged: false });
+            self.chains
+                .entry(child.clone())
+                .and_modify(|chain| chain.damaged = false);
+            batch.push(Write::Damaged {
+                child,
+                damaged: false,
+            });
         }
         self.write_then(batch, answer);
     }
 
     fn on_damage(&mut self, child: &ChildId, at: Seq) {
-        let Some(chain) = self.chains.get_mut(child) else { return };
+        let Some(chain) = self.chains.get_mut(child) else {
+            return;
+        };
         if chain.heads.iter().all(|head| head.seq < at) {
             return;
         }
@@ -428,11 +520,24 @@ impl Replica {
         let writer = chain.writer;
         let (after, damaged) = (Seq(at.0.saturating_sub(1)), true);
         self.write(alloc::vec![
-            Write::Truncate { child: child.clone(), after },
-            Write::Damaged { child: child.clone(), damaged },
+            Write::Truncate {
+                child: child.clone(),
+                after
+            },
+            Write::Damaged {
+                child: child.clone(),
+                damaged
+            },
         ]);
         if let Some((to, unit, epoch)) = writer {
-            self.answer_now(Answer { to, unit, epoch, said: Said::Damaged { child: child.clone() } });
+            self.answer_now(Answer {
+                to,
+                unit,
+                epoch,
+                said: Said::Damaged {
+                    child: child.clone(),
+                },
+            });
         }
     }
 
@@ -445,10 +550,18 @@ impl Replica {
             return Err(Said::Promised(promised));
         }
         let sealed = match own {
-            Some(_) => self.sealed_children.get(child).copied().unwrap_or(Epoch::ZERO),
+            Some(_) => self
+                .sealed_children
+                .get(child)
+                .copied()
+                .unwrap_or(Epoch::ZERO),
             None => *self.sealed_slots.get(child.slot()),
         };
-        if sealed < epoch { Err(Said::Unsealed) } else { Ok(()) }
+        if sealed < epoch {
+            Err(Said::Unsealed)
+        } else {
+            Ok(())
+        }
     }
 
     fn admits_scope(&self, scope: &Scope, epoch: Epoch) -> Result<(), Said> {
@@ -457,8 +570,14 @@ impl Replica {
             return Err(Said::Promised(promised));
         }
         let sealed = match scope {
-            Scope::Slots { range, .. } => self.sealed_slots.iter(*range).all(|(_, sealed)| *sealed >= epoch),
-            Scope::Child(child) => self.sealed_children.get(child).is_some_and(|sealed| *sealed >= epoch),
+            Scope::Slots { range, .. } => self
+                .sealed_slots
+                .iter(*range)
+                .all(|(_, sealed)| *sealed >= epoch),
+            Scope::Child(child) => self
+                .sealed_children
+                .get(child)
+                .is_some_and(|sealed| *sealed >= epoch),
         };
         if sealed { Ok(()) } else { Err(Said::Unsealed) }
     }
@@ -472,7 +591,10 @@ impl Replica {
                 let own = self.child_promises.iter().filter(|(child, _)| {
                     range.contains(child.slot()) && except.binary_search(child).is_err()
                 });
-                slots.chain(own.map(|(_, promise)| *promise)).max().unwrap_or(Epoch::ZERO)
+                slots
+                    .chain(own.map(|(_, promise)| *promise))
+                    .max()
+                    .unwrap_or(Epoch::ZERO)
             }
             Scope::Child(child) => {
                 let own = self.child_promises.get(child);
@@ -499,7 +621,8 @@ impl Replica {
             Scope::Slots { range, .. } => self.cut.slots.iter(*range).any(|(_, cut)| *cut),
             Scope::Child(child) => {
                 let slot_cut = *self.cut.slots.get(child.slot());
-                self.cut.children.contains(child) || (slot_cut && !self.cut.confirmed.contains(child))
+                self.cut.children.contains(child)
+                    || (slot_cut && !self.cut.confirmed.contains(child))
             }
         }
     }
@@ -513,7 +636,11 @@ impl Replica {
 
     /// Answers once `batch`, and everything written before it, is flushed.
     fn write_then(&mut self, batch: Vec<Write>, answer: Answer) {
-        let ticket = if batch.is_empty() { self.next_ticket - 1 } else { self.write(batch) };
+        let ticket = if batch.is_empty() {
+            self.next_ticket - 1
+        } else {
+            self.write(batch)
+        };
         if ticket < self.flushed {
             self.answer_now(answer);
         } else {
@@ -527,15 +654,29 @@ impl Replica {
         }
         self.flushed = self.flushed.max(ticket + 1);
         let later = self.waiting.split_off(&(ticket + 1));
-        for answer in core::mem::replace(&mut self.waiting, later).into_values().flatten() {
+        for answer in core::mem::replace(&mut self.waiting, later)
+            .into_values()
+            .flatten()
+        {
             self.answer_now(answer);
         }
         Ok(())
     }
 
     fn answer_now(&mut self, answer: Answer) {
-        let Answer { to, unit, epoch, said } = answer;
-        let answer = ReplicaAnswer { store: self.store, unit, epoch, session: self.session, said };
+        let Answer {
+            to,
+            unit,
+            epoch,
+            said,
+        } = answer;
+        let answer = ReplicaAnswer {
+            store: self.store,
+            unit,
+            epoch,
+            session: self.session,
+            said,
+        };
         self.actions.push_back(Action::Answer { to, answer });
     }
 }
@@ -578,7 +719,14 @@ impl Chain {
     /// Makes the chain agree with the owner's; the writes that this takes, or the tail when the
     /// records do not connect.
     fn merge(&mut self, epoch: Epoch, append: Append) -> Result<Vec<Write>, Head> {
-        let Append { child, prev, from_base, records, adopted, keep_from } = append;
+        let Append {
+            child,
+            prev,
+            from_base,
+            records,
+            adopted,
+            keep_from,
+        } = append;
         let last = records.last().map_or(prev, Record::head);
         let agreed = self.agreed == Some(epoch);
         if agreed && last.seq <= self.tail().seq {
@@ -598,7 +746,9 @@ impl Chain {
                     }
                     None if from_base => {
                         if !self.heads.is_empty() {
-                            batch.push(Write::Drop { child: child.clone() });
+                            batch.push(Write::Drop {
+                                child: child.clone(),
+                            });
                             self.heads.clear();
                         }
                         0
@@ -617,7 +767,11 @@ impl Chain {
             at += 1;
         }
         // R1: what an earlier owner wrote beyond what this one took over was never acknowledged.
-        if self.heads.get(at).is_some_and(|head| head.seq > adopted && head.epoch < epoch) {
+        if self
+            .heads
+            .get(at)
+            .is_some_and(|head| head.seq > adopted && head.epoch < epoch)
+        {
             self.truncate(&child, at, &mut batch);
         }
         self.agreed = Some(epoch);
@@ -642,14 +796,20 @@ impl Chain {
         }
         let after = Seq(self.heads[keep].seq.0 - 1);
         self.heads.truncate(keep);
-        batch.push(Write::Truncate { child: child.clone(), after });
+        batch.push(Write::Truncate {
+            child: child.clone(),
+            after,
+        });
     }
 
     fn prune(&mut self, child: &ChildId, from: Seq, batch: &mut Vec<Write>) {
         let stands = self.heads.iter().any(|head| head.seq == from);
         if stands && self.heads.front().is_some_and(|first| first.seq < from) {
             self.heads.retain(|head| head.seq >= from);
-            batch.push(Write::Prune { child: child.clone(), from });
+            batch.push(Write::Prune {
+                child: child.clone(),
+                from,
+            });
         }
     }
 }

@@ -17,23 +17,38 @@ pub struct SlotMap<T> {
 
 impl<T: Clone + PartialEq + Default> Default for SlotMap<T> {
     fn default() -> Self {
-        SlotMap { runs: BTreeMap::from([(0, T::default())]) }
+        SlotMap {
+            runs: BTreeMap::from([(0, T::default())]),
+        }
     }
 }
 
 impl<T: Clone + PartialEq + Default> SlotMap<T> {
     /// The slot's value.
     pub fn get(&self, slot: Slot) -> &T {
-        let (_, value) = self.runs.range(..=slot.get()).next_back().expect("a run begins at slot 0");
+        let (_, value) = self
+            .runs
+            .range(..=slot.get())
+            .next_back()
+            .expect("a run begins at slot 0");
         value
     }
 
     /// The runs of values in `range`, in order.
     pub fn iter(&self, range: SlotRange) -> impl Iterator<Item = (SlotRange, &T)> {
-        let first = *self.runs.range(..=range.start()).next_back().expect("a run begins at slot 0").0;
+        let first = *self
+            .runs
+            .range(..=range.start())
+            .next_back()
+            .expect("a run begins at slot 0")
+            .0;
         let starts = self.runs.range(first..range.end());
         starts.map(move |(start, value)| {
-            let next = self.runs.range(start + 1..).next().map_or(SLOTS, |(next, _)| *next);
+            let next = self
+                .runs
+                .range(start + 1..)
+                .next()
+                .map_or(SLOTS, |(next, _)| *next);
             let run = SlotRange::new((*start).max(range.start()), next.min(range.end()));
             (run.expect("the run overlaps the range"), value)
         })
@@ -41,8 +56,10 @@ impl<T: Clone + PartialEq + Default> SlotMap<T> {
 
     /// Gives every slot of `range` the value that `change` makes of its old one.
     pub fn update(&mut self, range: SlotRange, change: impl Fn(&T) -> T) {
-        let changed: Vec<(SlotRange, T)> =
-            self.iter(range).map(|(run, value)| (run, change(value))).collect();
+        let changed: Vec<(SlotRange, T)> = self
+            .iter(range)
+            .map(|(run, value)| (run, change(value)))
+            .collect();
         for (run, value) in changed {
             self.set(run, value);
         }
@@ -51,7 +68,11 @@ impl<T: Clone + PartialEq + Default> SlotMap<T> {
     /// Gives every slot of `range` this value.
     pub fn set(&mut self, range: SlotRange, value: T) {
         let after = Slot::new(range.end()).map(|slot| (range.end(), self.get(slot).clone()));
-        let inside: Vec<u16> = self.runs.range(range.start()..range.end()).map(|(start, _)| *start).collect();
+        let inside: Vec<u16> = self
+            .runs
+            .range(range.start()..range.end())
+            .map(|(start, _)| *start)
+            .collect();
         for start in inside {
             self.runs.remove(&start);
         }
@@ -98,7 +119,10 @@ mod tests {
                 assert_eq!(*got, plain[usize::from(slot)]);
             }
             let runs: Vec<_> = map.iter(SlotRange::ALL).collect();
-            assert!(runs.windows(2).all(|pair| pair[0].1 != pair[1].1 && pair[0].0.end() == pair[1].0.start()));
+            assert!(
+                runs.windows(2)
+                    .all(|pair| pair[0].1 != pair[1].1 && pair[0].0.end() == pair[1].0.start())
+            );
         }
     }
 }

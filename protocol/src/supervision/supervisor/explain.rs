@@ -53,7 +53,9 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
 
     /// Its children in start order.
     pub fn children(&self) -> impl Iterator<Item = (&K, RestartType, ChildState)> {
-        self.roster.in_order(..).map(|(key, child)| (key, child.restart, self.state_of(child)))
+        self.roster
+            .in_order(..)
+            .map(|(key, child)| (key, child.restart, self.state_of(child)))
     }
 
     /// What a child is doing; `None` when it is unknown.
@@ -64,7 +66,9 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
     /// The strikes that stand against a child at `now`; `None` when it is unknown.
     pub fn strikes(&self, now: Time, child: &K) -> Option<Strikes> {
         let now = ClusterTime::from_millis(now.as_millis());
-        self.roster.get(child).map(|child| child.standing_strikes(now))
+        self.roster
+            .get(child)
+            .map(|child| child.standing_strikes(now))
     }
 
     /// How many restarts count at `now` towards the intensity.
@@ -84,7 +88,9 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
                 let Some(group) = self.group.filter(|group| group.from <= child.order) else {
                     return ChildState::Stopped;
                 };
-                let held = self.held_from().is_some_and(|held_from| held_from <= child.order);
+                let held = self
+                    .held_from()
+                    .is_some_and(|held_from| held_from <= child.order);
                 if held || self.roster.anyone_stopping() {
                     return ChildState::Held;
                 }

@@ -33,13 +33,20 @@ fn check_from(mut supervisor: Supervisor<char>, rows: &[Row<'_>]) -> Supervisor<
         let actions = match feed(&mut supervisor, *at, event.clone()) {
             Ok(actions) => actions,
             Err(refusal) => {
-                assert_eq!(supervisor, before, "{event:?} was refused and yet changed something");
+                assert_eq!(
+                    supervisor, before,
+                    "{event:?} was refused and yet changed something"
+                );
                 format!("{refusal:?}")
             }
         };
         assert_eq!(&actions, expected, "at {at}: {event:?}");
         let settled = supervisor.clone();
-        assert_eq!(feed(&mut supervisor, *at, Event::Tick).as_deref(), Ok(""), "after {event:?}");
+        assert_eq!(
+            feed(&mut supervisor, *at, Event::Tick).as_deref(),
+            Ok(""),
+            "after {event:?}"
+        );
         assert_eq!(supervisor, settled, "a second tick after {event:?}");
         assert_eq!(stored(&supervisor), supervisor, "stored after {event:?}");
     }
@@ -55,7 +62,10 @@ fn running(strategy: Strategy, children: &str) -> Supervisor<char> {
 }
 
 fn add_running(supervisor: &mut Supervisor<char>, child: char, restart: RestartType) {
-    assert_eq!(feed(supervisor, 0, add(child, restart)), Ok(format!("+{child}")));
+    assert_eq!(
+        feed(supervisor, 0, add(child, restart)),
+        Ok(format!("+{child}"))
+    );
     assert_eq!(feed(supervisor, 0, up(child)).as_deref(), Ok(""));
 }
 
@@ -136,7 +146,11 @@ fn up(child: char) -> Event<char> {
 
 /// With the longest jitter, so that rows can name the instant.
 fn exits(child: char, exit: Exit) -> Event<char> {
-    Event::Exited { child, exit, random: u64::MAX }
+    Event::Exited {
+        child,
+        exit,
+        random: u64::MAX,
+    }
 }
 
 fn fails(child: char) -> Event<char> {
@@ -149,9 +163,14 @@ fn stops(child: char) -> Event<char> {
 
 /// Lower case is lost idle, upper case at work.
 fn lost(children: &str) -> Event<char> {
-    let children =
-        children.chars().map(|c| (c.to_ascii_lowercase(), c.is_ascii_uppercase())).collect();
-    Event::Lost { children, random: 1 }
+    let children = children
+        .chars()
+        .map(|c| (c.to_ascii_lowercase(), c.is_ascii_uppercase()))
+        .collect();
+    Event::Lost {
+        children,
+        random: 1,
+    }
 }
 
 fn drained(child: char) -> Event<char> {
@@ -212,7 +231,10 @@ fn sixth_restart_within_ten_seconds_escalates_and_one_later_does_not() {
 #[test]
 fn escalation_stops_children_in_reverse_order_and_speaks_when_all_are_down() {
     let mut supervisor = running(OneForOne, "abc");
-    supervisor.policy.intensity = Intensity { restarts: 0, window: Duration::from_secs(1) };
+    supervisor.policy.intensity = Intensity {
+        restarts: 0,
+        window: Duration::from_secs(1),
+    };
     let supervisor = check_from(
         supervisor,
         &[
@@ -231,21 +253,33 @@ fn escalation_stops_children_in_reverse_order_and_speaks_when_all_are_down() {
     for strategy in STRATEGIES {
         let mut supervisor = supervisor.clone();
         supervisor.policy.strategy = strategy;
-        check_from(supervisor, &[(7, Event::Start, "+a +b +c +d"), (8, up('a'), "")]);
+        check_from(
+            supervisor,
+            &[(7, Event::Start, "+a +b +c +d"), (8, up('a'), "")],
+        );
     }
 }
 
 #[test]
 fn escalation_of_an_only_child_needs_no_stop() {
     let mut supervisor = running(OneForAll, "a");
-    supervisor.policy.intensity = Intensity { restarts: 0, window: Duration::from_secs(1) };
-    check_from(supervisor, &[(1, fails('a'), "^a"), (2, fails('a'), "NotUp")]);
+    supervisor.policy.intensity = Intensity {
+        restarts: 0,
+        window: Duration::from_secs(1),
+    };
+    check_from(
+        supervisor,
+        &[(1, fails('a'), "^a"), (2, fails('a'), "NotUp")],
+    );
 }
 
 #[test]
 fn intensity_begins_anew_when_the_parent_starts_the_supervisor_again() {
     let mut supervisor = running(OneForOne, "a");
-    supervisor.policy.intensity = Intensity { restarts: 1, window: Duration::from_secs(60) };
+    supervisor.policy.intensity = Intensity {
+        restarts: 1,
+        window: Duration::from_secs(60),
+    };
     check_from(
         supervisor,
         &[
@@ -326,7 +360,11 @@ fn sibling_that_fails_while_its_group_stops_is_part_of_the_same_restart() {
     let supervisor = check(
         OneForAll,
         "abc",
-        &[(0, fails('b'), "-c -a"), (1, fails('a'), ""), (2, fails('c'), "")],
+        &[
+            (0, fails('b'), "-c -a"),
+            (1, fails('a'), ""),
+            (2, fails('c'), ""),
+        ],
     );
     assert_eq!(supervisor.restarts_in_window(Time::from_millis(2)), 1);
     // And it does not back off for it: the group is due with `b`.
@@ -376,7 +414,15 @@ fn removed_child_is_stopped_then_forgotten_and_disturbs_no_sibling() {
             ],
         );
     }
-    check(OneForOne, "a", &[(0, fails('a'), ""), (1, remove('a'), "~a"), (100, Event::Tick, "")]);
+    check(
+        OneForOne,
+        "a",
+        &[
+            (0, fails('a'), ""),
+            (1, remove('a'), "~a"),
+            (100, Event::Tick, ""),
+        ],
+    );
 }
 
 #[test]
@@ -423,13 +469,20 @@ fn node_loss_and_drain_restart_at_once_and_count_as_no_restart() {
     for strategy in STRATEGIES {
         let mut supervisor = running(strategy, "a");
         for round in 0..20 {
-            let event = if round % 2 == 0 { lost("a") } else { drained('a') };
+            let event = if round % 2 == 0 {
+                lost("a")
+            } else {
+                drained('a')
+            };
             assert_eq!(feed(&mut supervisor, round, event).as_deref(), Ok("+a"));
             assert_eq!(feed(&mut supervisor, round, up('a')).as_deref(), Ok(""));
         }
         assert_eq!(supervisor.restarts_in_window(Time::from_millis(20)), 0);
         // Nor has its backoff grown.
-        check_from(supervisor, &[(100, fails('a'), ""), (200, Event::Tick, "+a")]);
+        check_from(
+            supervisor,
+            &[(100, fails('a'), ""), (200, Event::Tick, "+a")],
+        );
     }
 }
 
@@ -445,7 +498,11 @@ fn group_lost_in_part_restarts_as_one() {
         (RestForOne, drained('d'), "+d"),
     ] {
         let mut supervisor = running(strategy, "abcd");
-        assert_eq!(obey(&mut supervisor, 1, event.clone()), expected, "{strategy:?} {event:?}");
+        assert_eq!(
+            obey(&mut supervisor, 1, event.clone()),
+            expected,
+            "{strategy:?} {event:?}"
+        );
         assert_eq!(supervisor.restarts_in_window(Time::from_millis(1)), 0);
     }
 }
@@ -461,7 +518,11 @@ fn loss_ends_a_temporary_child_and_a_drain_only_moves_it() {
 
 /// Loses `a` at work, lets it start again and run; returns when it was running.
 fn strike(supervisor: &mut Supervisor<char>, at: u64) -> u64 {
-    assert_eq!(feed(supervisor, at, lost("A")).as_deref(), Ok(""), "a strike waits");
+    assert_eq!(
+        feed(supervisor, at, lost("A")).as_deref(),
+        Ok(""),
+        "a strike waits"
+    );
     let due = supervisor.next_deadline().unwrap().as_millis();
     assert_eq!(feed(supervisor, due, Event::Tick).as_deref(), Ok("+a"));
     feed(supervisor, due, up('a')).unwrap();
@@ -474,7 +535,10 @@ fn strikes_back_off_and_the_third_quarantines_until_a_pardon() {
     let first = strike(&mut supervisor, 0);
     assert!((50..=100).contains(&first), "first strike waited {first}");
     let second = strike(&mut supervisor, first) - first;
-    assert!((1_000..=2_000).contains(&second), "second strike waited {second}");
+    assert!(
+        (1_000..=2_000).contains(&second),
+        "second strike waited {second}"
+    );
     let supervisor = check_from(
         supervisor,
         &[
@@ -485,7 +549,10 @@ fn strikes_back_off_and_the_third_quarantines_until_a_pardon() {
             (90_000, pardon('a'), "NotQuarantined"),
         ],
     );
-    assert_eq!(supervisor.strikes(Time::from_millis(90_000), &'a'), Some(Strikes::NONE));
+    assert_eq!(
+        supervisor.strikes(Time::from_millis(90_000), &'a'),
+        Some(Strikes::NONE)
+    );
     assert_eq!(supervisor.restarts_in_window(Time::from_millis(5_000)), 0);
 }
 
@@ -497,8 +564,14 @@ fn strikes_are_cleared_by_exactly_ten_seconds_of_clean_running() {
         for _ in 1..STRIKES_MAX {
             at = strike(&mut supervisor, at);
         }
-        let standing = supervisor.strikes(Time::from_millis(at + ran), &'a').unwrap();
-        assert_eq!(standing == Strikes::NONE, expected.is_empty(), "after {ran}");
+        let standing = supervisor
+            .strikes(Time::from_millis(at + ran), &'a')
+            .unwrap();
+        assert_eq!(
+            standing == Strikes::NONE,
+            expected.is_empty(),
+            "after {ran}"
+        );
         check_from(supervisor, &[(at + ran, lost("A"), expected)]);
     }
 }
@@ -508,10 +581,19 @@ fn clean_running_that_ends_in_a_stop_clears_strikes_too() {
     let mut supervisor = running(OneForAll, "ab");
     feed(&mut supervisor, 0, lost("Ab")).unwrap();
     obey(&mut supervisor, 0, Event::Tick);
-    assert_eq!(supervisor.strikes(Time::from_millis(0), &'a').unwrap().count(), 1);
+    assert_eq!(
+        supervisor
+            .strikes(Time::from_millis(0), &'a')
+            .unwrap()
+            .count(),
+        1
+    );
     check_from(supervisor.clone(), &[(60_000, fails('b'), "-a")]);
     feed(&mut supervisor, 60_000, fails('b')).unwrap();
-    assert_eq!(supervisor.strikes(Time::from_millis(60_000), &'a'), Some(Strikes::NONE));
+    assert_eq!(
+        supervisor.strikes(Time::from_millis(60_000), &'a'),
+        Some(Strikes::NONE)
+    );
 }
 
 #[test]
@@ -523,14 +605,30 @@ fn starting_counts_as_work_and_idle_running_does_not() {
             feed(&mut supervisor, 0, up('a')).unwrap();
         }
         feed(&mut supervisor, 1, lost("a")).unwrap();
-        assert_eq!(supervisor.strikes(Time::from_millis(1), &'a').unwrap().count(), strikes);
+        assert_eq!(
+            supervisor
+                .strikes(Time::from_millis(1), &'a')
+                .unwrap()
+                .count(),
+            strikes
+        );
     }
 }
 
 #[test]
 fn child_at_work_that_is_lost_while_stopping_gets_its_strike_and_delays_its_group() {
-    let supervisor = check(OneForAll, "ab", &[(0, drained('b'), "-a"), (5, lost("A"), "")]);
-    assert_eq!(supervisor.strikes(Time::from_millis(5), &'a').unwrap().count(), 1);
+    let supervisor = check(
+        OneForAll,
+        "ab",
+        &[(0, drained('b'), "-a"), (5, lost("A"), "")],
+    );
+    assert_eq!(
+        supervisor
+            .strikes(Time::from_millis(5), &'a')
+            .unwrap()
+            .count(),
+        1
+    );
     let due = supervisor.next_deadline().unwrap().as_millis();
     assert!((55..=105).contains(&due), "due at {due}");
 }
@@ -541,7 +639,13 @@ fn two_strikes_on_b(strategy: Strategy) -> (Supervisor<char>, u64) {
     for at in [0, 2_500] {
         obey(&mut supervisor, at, lost("B"));
     }
-    assert_eq!(supervisor.strikes(Time::from_millis(5_000), &'b').unwrap().count(), 2);
+    assert_eq!(
+        supervisor
+            .strikes(Time::from_millis(5_000), &'b')
+            .unwrap()
+            .count(),
+        2
+    );
     (supervisor, 5_000)
 }
 
@@ -560,7 +664,10 @@ fn quarantine_holds_the_whole_group_until_pardon_or_removal() {
         assert_eq!(supervisor.next_deadline(), None);
         assert_eq!(supervisor.state(&'a'), Some(ChildState::Held));
         assert_eq!(supervisor.state(&'b'), Some(ChildState::Quarantined));
-        check_from(supervisor, &[(at + 99_000, release, &format!("{expected} +e"))]);
+        check_from(
+            supervisor,
+            &[(at + 99_000, release, &format!("{expected} +e"))],
+        );
     }
 }
 
@@ -592,7 +699,10 @@ fn quarantine_outlives_a_restart_of_the_supervisor() {
         let (mut supervisor, at) = two_strikes_on_b(strategy);
         obey(&mut supervisor, at, lost("B"));
         assert!(obey(&mut supervisor, at, Event::Shutdown).ends_with('v'));
-        check_from(supervisor, &[(at, Event::Start, started), (at, pardon('b'), pardoned)]);
+        check_from(
+            supervisor,
+            &[(at, Event::Start, started), (at, pardon('b'), pardoned)],
+        );
     }
 }
 
@@ -601,16 +711,29 @@ fn pardon_of_a_supervisor_that_is_down_waits_for_its_start() {
     let (mut supervisor, at) = two_strikes_on_b(OneForOne);
     obey(&mut supervisor, at, lost("B"));
     obey(&mut supervisor, at, Event::Shutdown);
-    check_from(supervisor, &[(at, pardon('b'), ""), (at, Event::Start, "+a +b +c +d")]);
+    check_from(
+        supervisor,
+        &[(at, pardon('b'), ""), (at, Event::Start, "+a +b +c +d")],
+    );
 }
 
 #[test]
 fn states_say_what_each_child_is_waiting_for() {
-    let supervisor = check(OneForOne, "ab", &[(7, fails('a'), ""), (8, add('c', Permanent), "+c")]);
+    let supervisor = check(
+        OneForOne,
+        "ab",
+        &[(7, fails('a'), ""), (8, add('c', Permanent), "+c")],
+    );
     let until = ClusterTime::from_millis(107);
     let expected = [
         (&'a', Permanent, ChildState::Waiting { until }),
-        (&'b', Permanent, ChildState::Running { since: ClusterTime::ZERO }),
+        (
+            &'b',
+            Permanent,
+            ChildState::Running {
+                since: ClusterTime::ZERO,
+            },
+        ),
         (&'c', Permanent, ChildState::Starting),
     ];
     assert_eq!(supervisor.children().collect::<Vec<_>>(), expected);
@@ -628,14 +751,19 @@ fn states_say_what_each_child_is_waiting_for() {
 fn stored_bytes_that_contradict_themselves_are_refused() {
     let good = minicbor::to_vec(running(OneForOne, "ab")).unwrap();
     for cut in 0..good.len() {
-        assert!(minicbor::decode::<Supervisor<char>>(&good[..cut]).is_err(), "cut at {cut}");
+        assert!(
+            minicbor::decode::<Supervisor<char>>(&good[..cut]).is_err(),
+            "cut at {cut}"
+        );
     }
     // Any one byte changed: an error or a supervisor, never a panic, neither then nor later.
     for place in 0..good.len() {
         for byte in 0..=u8::MAX {
             let mut bad = good.clone();
             bad[place] = byte;
-            let Ok(mut supervisor) = minicbor::decode::<Supervisor<char>>(&bad) else { continue };
+            let Ok(mut supervisor) = minicbor::decode::<Supervisor<char>>(&bad) else {
+                continue;
+            };
             for event in [
                 add('c', Permanent),
                 lost("A"),
@@ -655,16 +783,36 @@ fn hundred_thousand_children_are_the_limit_and_still_restart_as_one() {
     let mut supervisor: Supervisor<u32> = Supervisor::new(Policy::new(OneForAll));
     let now = Time::from_millis(1);
     for child in 0..CHILDREN_MAX as u32 {
-        supervisor.handle(now, Event::Add { child, restart: Permanent }).unwrap();
+        supervisor
+            .handle(
+                now,
+                Event::Add {
+                    child,
+                    restart: Permanent,
+                },
+            )
+            .unwrap();
         supervisor.handle(now, Event::Started { child }).unwrap();
     }
-    let one_more = Event::Add { child: u32::MAX, restart: Permanent };
+    let one_more = Event::Add {
+        child: u32::MAX,
+        restart: Permanent,
+    };
     assert_eq!(supervisor.handle(now, one_more), Err(SupervisorError::Full));
     supervisor.actions.clear();
 
     // Would take hours if an exit cost more than a look-up.
     for child in 0..CHILDREN_MAX as u32 {
-        supervisor.handle(now, Event::Exited { child, exit: Abnormal, random: 0 }).unwrap();
+        supervisor
+            .handle(
+                now,
+                Event::Exited {
+                    child,
+                    exit: Abnormal,
+                    random: 0,
+                },
+            )
+            .unwrap();
     }
     supervisor.actions.clear();
     let due = supervisor.next_deadline().unwrap();
@@ -686,7 +834,11 @@ struct Reference {
 impl Reference {
     fn too_many(&self, now: u64) -> bool {
         let window = self.policy.intensity.window.as_millis() as u64;
-        let within = self.restarts.iter().filter(|at| now - **at <= window).count();
+        let within = self
+            .restarts
+            .iter()
+            .filter(|at| now - **at <= window)
+            .count();
         within > usize::from(self.policy.intensity.restarts)
     }
 
@@ -694,14 +846,24 @@ impl Reference {
         match event {
             Event::Add { child, restart } => self.known.push((*child, *restart)),
             Event::Exited { child, exit, .. } => {
-                let told = self.up.remove(child).expect("the exit of a child that is down");
-                let restart = self.known.iter().find(|(known, _)| known == child).unwrap().1;
+                let told = self
+                    .up
+                    .remove(child)
+                    .expect("the exit of a child that is down");
+                let restart = self
+                    .known
+                    .iter()
+                    .find(|(known, _)| known == child)
+                    .unwrap()
+                    .1;
                 if !told && restart.restarts_after(*exit) {
                     self.restarts.push(now);
                 }
             }
             Event::Drained { child } => {
-                self.up.remove(child).expect("the drain of a child that is down");
+                self.up
+                    .remove(child)
+                    .expect("the drain of a child that is down");
             }
             Event::Lost { children, .. } => {
                 children.iter().for_each(|(child, _)| {
@@ -714,7 +876,12 @@ impl Reference {
     }
 
     fn obeyed(&mut self, actions: &[Action<char>]) {
-        let place = |child| self.known.iter().position(|(known, _)| known == child).unwrap();
+        let place = |child| {
+            self.known
+                .iter()
+                .position(|(known, _)| known == child)
+                .unwrap()
+        };
         let (mut starts, mut stops) = (Vec::new(), Vec::new());
         for action in actions {
             match action {
@@ -723,10 +890,16 @@ impl Reference {
                 _ => {}
             }
         }
-        assert!(stops.iter().rev().is_sorted(), "stops not in reverse start order: {actions:?}");
+        assert!(
+            stops.iter().rev().is_sorted(),
+            "stops not in reverse start order: {actions:?}"
+        );
         // Children that wait alone start when each is due; a group starts in order.
         let alone = self.policy.strategy == OneForOne;
-        assert!(alone || starts.is_sorted(), "starts not in start order: {actions:?}");
+        assert!(
+            alone || starts.is_sorted(),
+            "starts not in start order: {actions:?}"
+        );
         for action in actions {
             match action {
                 Action::Start { child } => {
@@ -736,7 +909,10 @@ impl Reference {
                     assert_eq!(self.up.insert(*child, true), Some(false), "stop of {child}");
                 }
                 Action::Forget { child } => {
-                    assert!(!self.up.contains_key(child), "{child} forgotten while it was up");
+                    assert!(
+                        !self.up.contains_key(child),
+                        "{child} forgotten while it was up"
+                    );
                     self.known.retain(|(known, _)| known != child);
                 }
                 Action::Escalate { .. } => {
@@ -780,11 +956,18 @@ impl Dice {
             13..45 => Event::Started { child },
             45..75 => {
                 let exit = [Normal, Shutdown, Abnormal][self.below(3) as usize];
-                Event::Exited { child, exit, random }
+                Event::Exited {
+                    child,
+                    exit,
+                    random,
+                }
             }
             75..82 => {
                 let children = (0..self.below(4)).map(|_| (self.child(), self.below(2) == 0));
-                Event::Lost { children: children.collect(), random }
+                Event::Lost {
+                    children: children.collect(),
+                    random,
+                }
             }
             82..86 => Event::Drained { child },
             86..89 => Event::Pardon { child },
@@ -798,13 +981,27 @@ impl Dice {
 /// Whatever happens in whatever order: the reference finds nothing wrong, and once failures stop,
 /// everything that should run runs.
 fn walk(strategy: Strategy, seed: u64) {
-    let intensity = Intensity { restarts: 3, window: Duration::from_secs(2) };
-    let backoff = Backoff { first: Duration::from_millis(50), max: Duration::from_secs(1) };
-    let policy = Policy { strategy, intensity, backoff };
+    let intensity = Intensity {
+        restarts: 3,
+        window: Duration::from_secs(2),
+    };
+    let backoff = Backoff {
+        first: Duration::from_millis(50),
+        max: Duration::from_secs(1),
+    };
+    let policy = Policy {
+        strategy,
+        intensity,
+        backoff,
+    };
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut supervisor = Supervisor::new(policy);
-    let mut reference =
-        Reference { policy, up: BTreeMap::new(), known: Vec::new(), restarts: Vec::new() };
+    let mut reference = Reference {
+        policy,
+        up: BTreeMap::new(),
+        known: Vec::new(),
+        restarts: Vec::new(),
+    };
     let mut now = 0;
 
     for _ in 0..400 {
@@ -812,8 +1009,14 @@ fn walk(strategy: Strategy, seed: u64) {
         let event = dice.event();
         let before = supervisor.clone();
         let restarts = reference.restarts.len();
-        if supervisor.handle(Time::from_millis(now), event.clone()).is_err() {
-            assert_eq!(supervisor, before, "{event:?} was refused and yet changed something");
+        if supervisor
+            .handle(Time::from_millis(now), event.clone())
+            .is_err()
+        {
+            assert_eq!(
+                supervisor, before,
+                "{event:?} was refused and yet changed something"
+            );
             continue;
         }
         let actions: Vec<_> = core::iter::from_fn(|| supervisor.poll_action()).collect();
@@ -821,9 +1024,16 @@ fn walk(strategy: Strategy, seed: u64) {
         reference.obeyed(&actions);
         if reference.restarts.len() > restarts {
             let up = matches!(supervisor.mode, Mode::Up);
-            assert_eq!(up, !reference.too_many(now), "intensity after {event:?} at {now}");
+            assert_eq!(
+                up,
+                !reference.too_many(now),
+                "intensity after {event:?} at {now}"
+            );
         } else if matches!(before.mode, Mode::Up) && event != Event::Shutdown {
-            assert!(matches!(supervisor.mode, Mode::Up), "{event:?} brought it down");
+            assert!(
+                matches!(supervisor.mode, Mode::Up),
+                "{event:?} brought it down"
+            );
         }
         assert!(supervisor.history.within(ClusterTime::ZERO, Duration::MAX) <= 4);
         assert_eq!(stored(&supervisor), supervisor);
