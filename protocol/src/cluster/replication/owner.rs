@@ -382,6 +382,20 @@ impl Owner {
         log.tail.seq.0 - log.snapshots.back().map_or(0, |seq| seq.0)
     }
 
+    /// How many records of the child are held in memory; at most [`CHAIN_RECORDS_MAX`].
+    pub fn chain_len(&self, child: &ChildId) -> usize {
+        let records = self
+            .children
+            .get(child)
+            .and_then(|log| log.records.as_ref());
+        records.map_or(0, VecDeque::len)
+    }
+
+    /// Whether it admits nothing and everything is acknowledged.
+    pub fn is_quiet(&self) -> bool {
+        self.phase == Phase::Quiet && self.all_acknowledged()
+    }
+
     /// Everything that it holds in memory and that has a limit: the longest chain.
     pub fn longest_chain(&self) -> usize {
         let chains = self
