@@ -35,7 +35,7 @@ use crate::rules::{Rule, keeps};
 use crate::supervision::{self, Exit, Intensity, Policy, RestartType, Strategy, Supervisor};
 use crate::time::Time;
 use crate::wire::envelope::{CallId, Envelope, Outcome, Reply, Route};
-use crate::wire::record::{Record, RecordKind};
+use crate::wire::record::{Head, Record, RecordKind};
 use crate::wire::replica::{CHAIN_RECORDS_MAX, ReplicaAnswer, ReplicaRequest, Scope};
 use crate::wire::step::{Base, Remembered, Step};
 
@@ -180,6 +180,13 @@ pub enum Action {
     AtWork(UnitId),
     /// The unit rests.
     AtRest(UnitId),
+    /// Every record of the child up to this one is acknowledged (R2).
+    Acknowledged {
+        /// Whose.
+        child: ChildId,
+        /// Up to which.
+        upto: Head,
+    },
     /// The unit is served here now.
     Serving(UnitId),
     /// No complete replica of the unit answers (T2).
@@ -858,8 +865,9 @@ impl Agent {
                 }
                 OwnerAction::Propose(command) => self.actions.push_back(Action::Propose(command)),
                 OwnerAction::Acknowledged { child, upto } => {
-                    self.release(now, &child, upto);
+                    self.release(now, &child, upto.seq);
                     self.passivate(now, &child);
+                    self.actions.push_back(Action::Acknowledged { child, upto });
                 }
                 OwnerAction::Loaded { child, records } => self.on_loaded(now, child, records),
                 OwnerAction::Serve => {

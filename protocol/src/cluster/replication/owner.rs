@@ -167,7 +167,7 @@ pub enum Action {
         /// Whose.
         child: ChildId,
         /// Up to which.
-        upto: Seq,
+        upto: Head,
     },
     /// The child's records, from its base on. None: the child is new.
     Loaded {
@@ -1267,11 +1267,14 @@ impl Owner {
         }
         .unwrap_or(Seq::ZERO);
         if acked > log.acked {
+            let Some(upto) = log.head_at(acked) else {
+                return;
+            };
             log.acked = acked;
             log.shorten();
             self.actions.push_back(Action::Acknowledged {
                 child: child.clone(),
-                upto: acked,
+                upto,
             });
             if !log.wanted && acked == log.tail.seq {
                 log.records = None;
