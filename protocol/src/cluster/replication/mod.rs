@@ -23,6 +23,8 @@
 mod owner;
 mod replica;
 mod slots;
+#[cfg(test)]
+mod tests;
 
 pub use owner::{
     Action as OwnerAction, Event as OwnerEvent, Leaving, Owner, OwnerConfig, Phase,

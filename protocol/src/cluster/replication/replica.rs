@@ -179,11 +179,14 @@ struct Chain {
     heads: VecDeque<Head>,
     /// Something after them was lost.
     damaged: bool,
-    /// In this session it was found to agree with the owner of this epoch: nothing older of that
-    /// owner may replace it.
-    agreed: Option<Epoch>,
-    /// Who wrote last, to be told of damage.
-    writer: Option<(NodeId, UnitId, Epoch)>,
+    /// Up to where an owner may believe that it stood here when damage was found in this session: a
+    /// confirmation that was under way then means nothing before it stands again.
+    lost: Seq,
+    /// In this session it was found to agree with the owner of this epoch up to here: nothing older
+    /// of that owner may replace it.
+    agreed: Option<(Epoch, Seq)>,
+    /// Who sealed or wrote last, to be told of damage.
+    owner: Option<(NodeId, UnitId, Epoch)>,
 }
 
 /// What the store lost when it was opened and nobody has confirmed yet (R8).
@@ -289,7 +292,13 @@ impl Replica {
         };
         let this_session = session == Some(self.session);
         match ask {
-            Ask::Seal { scope, after } => self.seal(answer, epoch, &scope, after),
+            Ask::Seal { scope, after } => {
+                let said = self.seal((from, unit, epoch), &scope, after);
+                match said {
+                    Ok((batch, sealed)) => self.write_then(batch, answer(sealed)),
+                    Err(promised) => self.answer_now(answer(promised)),
+                }
+            }
             _ if !this_session => self.answer_now(answer(Said::Unsealed)),
             Ask::Append(append) => {
                 if let Err(said) = self.admits(&append.child, epoch) {
@@ -319,19 +328,19 @@ impl Replica {
         Ok(())
     }
 
-    /// Raises the promise and lists the heads (T1).
+    /// Raises the promise and lists the heads (T1). R1: the promise is flushed before it is answered;
+    /// so is every head of the page.
     fn seal(
         &mut self,
-        answer: impl Fn(Said) -> Answer,
-        epoch: Epoch,
+        owner: (NodeId, UnitId, Epoch),
         scope: &Scope,
         after: Option<ChildId>,
-    ) {
+    ) -> Result<(Vec<Write>, Said), Said> {
+        let (.., epoch) = owner;
         let promised = self.highest_promise(scope);
         // R1: never below a promise.
         if epoch < promised && keeps(Rule::R1) {
-            self.answer_now(answer(Said::Promised(promised)));
-            return;
+            return Err(Said::Promised(promised));
         }
         let batch = self.promise(scope, epoch);
         let mut page = Vec::new();
@@ -347,17 +356,19 @@ impl Replica {
                 damaged: chain.damaged,
             });
         }
+        for Indexed { child, .. } in &page {
+            self.chains
+                .entry(child.clone())
+                .and_modify(|chain| chain.owner = Some(owner));
+        }
         let cut = self.is_cut(scope);
-        // R1: the promise is flushed before it is answered; so is every head of the page.
-        self.write_then(
-            batch,
-            answer(Said::Sealed {
-                after,
-                page,
-                more,
-                cut,
-            }),
-        );
+        let sealed = Said::Sealed {
+            after,
+            page,
+            more,
+            cut,
+        };
+        Ok((batch, sealed))
     }
 
     fn promise(&mut self, scope: &Scope, epoch: Epoch) -> Vec<Write> {
@@ -420,27 +431,24 @@ impl Replica {
         }
         let child = append.child.clone();
         let chain = self.chains.entry(child.clone()).or_default();
-        chain.writer = Some((from, unit, epoch));
+        chain.owner = Some((from, unit, epoch));
         let upto = append.records.last().map_or(append.prev, Record::head);
-        let said = match chain.merge(epoch, append) {
-            Ok(batch) => {
-                let appended = Answer {
-                    to: from,
-                    unit,
-                    epoch,
-                    said: Said::Appended { child, upto },
-                };
-                self.write_then(batch, appended);
-                return Ok(());
-            }
-            Err(tail) => Said::Mismatch { child, tail },
+        let (batch, agrees) = chain.merge(epoch, append);
+        let said = if agrees {
+            Said::Appended { child, upto }
+        } else if chain.damaged {
+            Said::Damaged { child }
+        } else {
+            let tail = chain.tail();
+            Said::Mismatch { child, tail }
         };
-        self.answer_now(Answer {
+        let answer = Answer {
             to: from,
             unit,
             epoch,
             said,
-        });
+        };
+        self.write_then(batch, answer);
         Ok(())
     }
 
@@ -483,9 +491,18 @@ impl Replica {
 
     /// The owner has found everything in the scope in agreement with its own.
     fn confirm(&mut self, answer: Answer, scope: &Scope) {
+        let mut chains = self.in_scope(scope, None);
+        let unmended = chains.find(|(_, chain)| chain.tail().seq < chain.lost);
+        let unmended = unmended.map(|(child, _)| child.clone());
+        drop(chains);
+        if let Some(child) = unmended {
+            // It was found damaged while the confirmation was under way.
+            let said = Said::Damaged { child };
+            return self.answer_now(Answer { said, ..answer });
+        }
         let mut batch = Vec::new();
         if self.is_cut(scope) {
-            self.cut.confirm(scope);
+            self.cut.confirm(scope, &self.child_promises);
             batch.push(Write::Cut(self.cut.mark()));
         }
         let damaged: Vec<ChildId> = self
@@ -496,7 +513,7 @@ impl Replica {
         for child in damaged {
             self.chains
                 .entry(child.clone())
-                .and_modify(|chain| chain.damaged = false);
+                .and_modify(|chain| (chain.damaged, chain.lost) = (false, Seq::ZERO));
             batch.push(Write::Damaged {
                 child,
                 damaged: false,
@@ -506,18 +523,30 @@ impl Replica {
     }
 
     fn on_damage(&mut self, child: &ChildId, at: Seq) {
+        let promised = self.promise_of(child);
         let Some(chain) = self.chains.get_mut(child) else {
             return;
         };
-        if chain.heads.iter().all(|head| head.seq < at) {
+        if !chain.heads.iter().any(|head| head.seq == at) {
             return;
         }
+        let stood = match chain.agreed {
+            Some((epoch, upto)) if epoch == promised => upto,
+            _ => chain.tail().seq,
+        };
+        chain.lost = chain.lost.max(stood);
         while chain.heads.back().is_some_and(|head| head.seq >= at) {
             chain.heads.pop_back();
         }
         chain.damaged = true;
-        chain.agreed = None;
-        let writer = chain.writer;
+        let before = chain.tail().seq;
+        chain.agreed = chain.agreed.map(|(epoch, upto)| (epoch, upto.min(before)));
+        let owner = chain.owner;
+        for answers in self.waiting.values_mut() {
+            answers.retain(|answer| {
+                !matches!(&answer.said, Said::Appended { child: of, upto } if of == child && upto.seq >= at)
+            });
+        }
         let (after, damaged) = (Seq(at.0.saturating_sub(1)), true);
         self.write(alloc::vec![
             Write::Truncate {
@@ -529,7 +558,7 @@ impl Replica {
                 damaged
             },
         ]);
-        if let Some((to, unit, epoch)) = writer {
+        if let Some((to, unit, epoch)) = owner {
             self.answer_now(Answer {
                 to,
                 unit,
@@ -544,18 +573,15 @@ impl Replica {
     /// Whether a request of `epoch` may touch the child: at the promise exactly, and sealed in this
     /// session (R1).
     fn admits(&self, child: &ChildId, epoch: Epoch) -> Result<(), Said> {
-        let own = self.child_promises.get(child);
-        let promised = *own.unwrap_or_else(|| self.promises.get(child.slot()));
+        let promised = self.promise_of(child);
         if epoch < promised && keeps(Rule::R1) {
             return Err(Said::Promised(promised));
         }
-        let sealed = match own {
-            Some(_) => self
-                .sealed_children
-                .get(child)
-                .copied()
-                .unwrap_or(Epoch::ZERO),
-            None => *self.sealed_slots.get(child.slot()),
+        let sealed = if self.child_promises.contains_key(child) {
+            let sealed = self.sealed_children.get(child);
+            sealed.copied().unwrap_or(Epoch::ZERO)
+        } else {
+            *self.sealed_slots.get(child.slot())
         };
         if sealed < epoch {
             Err(Said::Unsealed)
@@ -584,23 +610,24 @@ impl Replica {
 
     fn highest_promise(&self, scope: &Scope) -> Epoch {
         match scope {
-            Scope::Slots { range, except } => {
+            Scope::Slots { range, .. } => {
                 let slots = self.promises.iter(*range).map(|(_, promise)| *promise);
-                // A child that has a promise of its own and that the asker does not except was
-                // excepted after the asker's grant.
-                let own = self.child_promises.iter().filter(|(child, _)| {
-                    range.contains(child.slot()) && except.binary_search(child).is_err()
-                });
-                slots
-                    .chain(own.map(|(_, promise)| *promise))
-                    .max()
-                    .unwrap_or(Epoch::ZERO)
+                slots.max().unwrap_or(Epoch::ZERO)
             }
-            Scope::Child(child) => {
-                let own = self.child_promises.get(child);
-                *own.unwrap_or_else(|| self.promises.get(child.slot()))
-            }
+            Scope::Child(child) => self.promise_of(child),
         }
+    }
+
+    fn promise_of(&self, child: &ChildId) -> Epoch {
+        let own = self.child_promises.get(child);
+        *own.unwrap_or_else(|| self.promises.get(child.slot()))
+    }
+
+    /// Whether the child's chain is the scope's here. A child with a promise of its own has a unit of
+    /// its own, also where its shard's owner does not except it: it never was the shard's.
+    fn holds(&self, scope: &Scope, child: &ChildId) -> bool {
+        let own = self.child_promises.contains_key(child);
+        scope.holds(child) && (!own || matches!(scope, Scope::Child(_)))
     }
 
     fn in_scope<'a>(
@@ -611,8 +638,8 @@ impl Replica {
         use core::ops::Bound;
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let chains = self.chains.range::<ChildId, _>((from, Bound::Unbounded));
-        chains.filter(|(child, chain)| {
-            scope.holds(child) && (!chain.heads.is_empty() || chain.damaged)
+        chains.filter(move |(child, chain)| {
+            self.holds(scope, child) && (!chain.heads.is_empty() || chain.damaged)
         })
     }
 
@@ -682,12 +709,15 @@ impl Replica {
 }
 
 impl Cut {
-    fn confirm(&mut self, scope: &Scope) {
+    fn confirm(&mut self, scope: &Scope, own: &BTreeMap<ChildId, Epoch>) {
         match scope {
-            Scope::Slots { range, except } => {
-                // What the shard's owner confirms says nothing of the children it excepts.
-                let unsure = except.iter().filter(|child| {
-                    *self.slots.get(child.slot()) && !self.confirmed.contains(*child)
+            Scope::Slots { range, .. } => {
+                // What the shard's owner confirms says nothing of the children with a promise of
+                // their own, which are those it excepts and more.
+                let unsure = own.keys().filter(|child| {
+                    range.contains(child.slot())
+                        && *self.slots.get(child.slot())
+                        && !self.confirmed.contains(*child)
                 });
                 self.children.extend(unsure.cloned());
                 self.slots.set(*range, false);
@@ -716,44 +746,60 @@ impl Chain {
         self.heads.back().copied().unwrap_or(Head::NONE)
     }
 
-    /// Makes the chain agree with the owner's; the writes that this takes, or the tail when the
-    /// records do not connect.
-    fn merge(&mut self, epoch: Epoch, append: Append) -> Result<Vec<Write>, Head> {
+    /// Makes the chain agree with the owner's: the writes that this takes, and whether it does now.
+    /// When not, the records do not connect, and the owner must begin at its base.
+    fn merge(&mut self, epoch: Epoch, append: Append) -> (Vec<Write>, bool) {
         let Append {
             child,
             prev,
             from_base,
-            records,
+            mut records,
             adopted,
             keep_from,
         } = append;
         let last = records.last().map_or(prev, Record::head);
-        let agreed = self.agreed == Some(epoch);
-        if agreed && last.seq <= self.tail().seq {
-            return Ok(Vec::new());
+        match self.agreed {
+            Some((of, upto)) if of == epoch && last.seq <= upto => return (Vec::new(), true),
+            Some((of, _)) if of == epoch => {}
+            // The owner's first: nobody believes in what lay beyond its tail.
+            _ => self.lost = self.lost.min(adopted),
         }
         let mut batch = Vec::new();
-        let mut records = records.into_iter().peekable();
+        // What was pruned here was acknowledged, so the owner has it too; unless all of this chain is
+        // an odd tail.
+        let base = self.heads.front().copied();
+        let base = base.filter(|base| base.seq <= adopted || base.epoch >= epoch);
+        let pruned = |seq: Seq| base.is_some_and(|base| seq < base.seq);
+        if pruned(last.seq) {
+            return (batch, true);
+        }
         let mut at = match self.position(prev) {
             Some(after) if !from_base => after,
             _ => {
-                // Skip what was pruned here; go on from the first record that stands here too.
-                let known = records.peek().and_then(|first| self.position(first.head()));
-                match known {
+                // Go on from the first record that was not pruned here, if it stands here too.
+                let skipped = records
+                    .iter()
+                    .take_while(|record| pruned(record.seq))
+                    .count();
+                let first = records.get(skipped).map(Record::head);
+                let parts = first.is_some_and(|first| {
+                    base.is_some_and(|base| first.seq == base.seq && first != base)
+                });
+                match first.and_then(|first| self.position(first)) {
                     Some(after) => {
-                        records.next();
+                        records.drain(..=skipped);
                         after
                     }
                     None if from_base => {
-                        if !self.heads.is_empty() {
-                            batch.push(Write::Drop {
-                                child: child.clone(),
-                            });
-                            self.heads.clear();
-                        }
+                        self.clear(&child, &mut batch);
                         0
                     }
-                    None => return Err(self.tail()),
+                    None if parts => {
+                        // It parts from the owner's below its base: nothing of it is right.
+                        self.clear(&child, &mut batch);
+                        return (batch, false);
+                    }
+                    None => return (batch, false),
                 }
             }
         };
@@ -774,9 +820,17 @@ impl Chain {
         {
             self.truncate(&child, at, &mut batch);
         }
-        self.agreed = Some(epoch);
+        self.agreed = Some((epoch, last.seq));
         self.prune(&child, keep_from, &mut batch);
-        Ok(batch)
+        (batch, true)
+    }
+
+    fn clear(&mut self, child: &ChildId, batch: &mut Vec<Write>) {
+        if !self.heads.is_empty() {
+            self.heads.clear();
+            let child = child.clone();
+            batch.push(Write::Drop { child });
+        }
     }
 
     /// How many records stand up to and with this one; `None` when it does not stand here.
