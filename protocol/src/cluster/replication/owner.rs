@@ -290,6 +290,12 @@ impl Owner {
                     },
                 );
             }
+            // Loads that were under way go on.
+            let loads = owner.children.iter();
+            let loads = loads.filter(|(_, log)| log.wanted && log.records.is_none());
+            for child in loads.map(|(child, _)| child.clone()).collect::<Vec<_>>() {
+                owner.fetch(now, child);
+            }
             owner.advance(now);
             owners.push(owner);
         }
@@ -410,7 +416,11 @@ impl Owner {
             return;
         }
         let moved_on = view.config > self.view.config;
+        let serves = view.serving && !self.view.serving;
         self.view = view;
+        if serves && self.proposed.is_empty() && self.leaving.is_none() {
+            self.proposed_at = None;
+        }
         if moved_on {
             // Every proposal from the version before is applied or void for good.
             self.proposed.clear();
@@ -446,18 +456,18 @@ impl Owner {
             return Err(Refused::NotMine);
         }
         if let Some(since) = peer.waiting.take() {
-            let took = now.since(since);
+            // No longer than one is waited for: a store that was away for a minute is not that slow.
+            let took = now.since(since).min(peer.patience());
             // An average that forgets: a quarter of each new measurement.
             peer.round_trip = Some(peer.round_trip.map_or(took, |old| (old * 3 + took) / 4));
         }
         let seals = matches!(said, Said::Sealed { .. });
         if peer.session.is_some_and(|known| known != session) && (seals || peer.sealed) {
-            // The store was opened anew: nothing said before counts.
-            let round_trip = peer.round_trip;
-            *peer = Peer {
-                round_trip,
-                ..Peer::default()
-            };
+            // The store was opened anew, or this is an answer of a former start: nothing said before
+            // counts, and nothing that it says now, before it is sealed again.
+            peer.forget();
+            self.advance(now);
+            return Ok(());
         }
         match said {
             Said::Sealed {
@@ -466,15 +476,9 @@ impl Owner {
                 more,
                 cut,
             } => {
-                self.on_sealed(now, store, session, after, page, more, cut);
+                self.on_sealed(store, session, after, page, more, cut);
             }
-            Said::Unsealed => {
-                let round_trip = peer.round_trip;
-                *peer = Peer {
-                    round_trip,
-                    ..Peer::default()
-                };
-            }
+            Said::Unsealed => peer.forget(),
             Said::Appended { child, upto } => self.on_appended(store, &child, upto),
             Said::Mismatch { child, tail } => {
                 let known = self.children.get(&child).is_some_and(|log| log.holds(tail));
@@ -514,7 +518,6 @@ impl Owner {
 
     fn on_sealed(
         &mut self,
-        now: Time,
         store: StoreId,
         session: IncarnationId,
         after: Option<ChildId>,
@@ -541,12 +544,9 @@ impl Owner {
         peer.sealed = true;
         let damaged = peer.index.values().any(|indexed| indexed.damaged);
         peer.unconfirmed = cut || damaged;
-        if self.phase == Phase::Sealing {
-            if self.first_sealed.is_none() {
-                self.first_sealed = Some(now);
-            }
-        } else {
+        if self.phase != Phase::Sealing {
             self.compare(store);
+            self.recount_all();
         }
     }
 
@@ -570,7 +570,10 @@ impl Owner {
         } else {
             !sealed.is_empty()
         };
-        if !enough {
+        if enough {
+            self.first_sealed.get_or_insert(now);
+        } else {
+            self.first_sealed = None;
             if now.since(self.began) >= UNAVAILABLE_AFTER && !self.unavailable {
                 self.unavailable = true;
                 self.actions.push_back(Action::Unavailable);
@@ -689,6 +692,7 @@ impl Owner {
             }
         }
         self.recount(child);
+        self.drop_unneeded(child);
     }
 
     fn on_fetched(
@@ -820,12 +824,20 @@ impl Owner {
     fn on_unload(&mut self, child: &ChildId) {
         if let Some(log) = self.children.get_mut(child) {
             log.wanted = false;
-            let needed = self
-                .peers
-                .values()
-                .any(|peer| peer.behind.contains_key(child));
-            if !needed {
-                log.records = None;
+        }
+        self.drop_unneeded(child);
+    }
+
+    /// Drops the records of a child that neither the agent nor a replica needs.
+    fn drop_unneeded(&mut self, child: &ChildId) {
+        let behind = |peer: &Peer| peer.behind.contains_key(child);
+        if self.peers.values().any(behind) {
+            return;
+        }
+        if let Some(log) = self.children.get_mut(child).filter(|log| !log.wanted) {
+            log.records = None;
+            if log.tail == Head::NONE {
+                self.children.remove(child);
             }
         }
     }
@@ -840,24 +852,19 @@ impl Owner {
         };
         let mut holders: Vec<StoreId> = self.view.set.iter().filter(has).copied().collect();
         holders.sort_by_key(|store| (*store != self.config.home, *store));
-        let Some(from) = holders.get(tries as usize % holders.len().max(1)).copied() else {
-            return;
-        };
+        let from = holders.get(tries as usize % holders.len().max(1)).copied();
         let loading = Loading {
-            from,
+            from: from.unwrap_or(self.config.home),
             got: Vec::new(),
             asked_at: now,
             tries: tries + 1,
         };
         self.loading.insert(child.clone(), loading);
-        self.ask(
-            now,
-            from,
-            Ask::Fetch {
-                child,
-                after: Seq::ZERO,
-            },
-        );
+        // Without a holder it is tried again: one is being sealed, or made complete.
+        if let Some(from) = from {
+            let after = Seq::ZERO;
+            self.ask(now, from, Ask::Fetch { child, after });
+        }
     }
 
     /// Everything that follows from the state: one routine, after every event.
@@ -865,7 +872,10 @@ impl Owner {
         self.advanced_at = now;
         self.seal(now);
         if self.phase == Phase::Sealing {
-            self.try_adopt(now);
+            match self.leaving {
+                Some(Leaving::Release | Leaving::Exit(_)) => return self.leave(now),
+                _ => self.try_adopt(now),
+            }
         }
         if self.phase == Phase::Sealing {
             return;
@@ -1067,7 +1077,7 @@ impl Owner {
 
     /// Proposes the next set, if another would be better (R5, R6).
     fn change_set(&mut self, now: Time) {
-        if self.phase == Phase::Quiet {
+        if self.phase == Phase::Quiet && self.proposed.is_empty() && self.all_acknowledged() {
             return;
         }
         let repeat = self
@@ -1076,23 +1086,30 @@ impl Owner {
         if !repeat {
             return;
         }
-        let Some(set) = self
-            .better_set(now)
-            .or_else(|| self.proposed.last().cloned())
-        else {
+        let better = self.better_set(now);
+        let Some(set) = better.or_else(|| self.standing_proposal()) else {
             return;
         };
-        if !self.proposed.contains(&set) {
-            if self.proposed.len() >= PROPOSED_MAX {
-                self.proposed_at = Some(now);
-                let set = self.proposed.last().cloned().unwrap_or_default();
-                return self.propose_set(set);
-            }
-            self.proposed.push(set.clone());
-            self.recount_all();
-        }
         self.proposed_at = Some(now);
+        if set == self.view.set || self.proposed.contains(&set) {
+            return self.propose_set(set);
+        }
+        if self.proposed.len() >= PROPOSED_MAX {
+            // Its outcome tells that of all the others.
+            return self.propose_set(self.view.set.clone());
+        }
+        self.proposed.push(set.clone());
+        self.recount_all();
         self.propose_set(set);
+    }
+
+    /// What is proposed again though nothing better is known: the last proposal, or the present set
+    /// where that one would be void. Either makes every outcome known (R5).
+    fn standing_proposal(&self) -> Option<BTreeSet<StoreId>> {
+        let last = self.proposed.last()?;
+        let few = last.len() < self.view.min_copies && last.len() < self.view.set.len();
+        let void = few || !last.is_disjoint(&self.view.unreachable);
+        Some(if void { &self.view.set } else { last }.clone())
     }
 
     fn propose_set(&mut self, set: BTreeSet<StoreId>) {
@@ -1182,9 +1199,17 @@ impl Owner {
             self.proposed_at = None;
         }
         if matches!(leaving, Leaving::Exit(_)) {
-            // The child is gone whatever is acknowledged; its records stay.
-            self.phase = Phase::Quiet;
-        } else if self.phase != Phase::Quiet || !self.all_acknowledged() {
+            // The child is gone whatever is acknowledged; its records stay. An owner that has not
+            // read them yet must never mend them: it goes on sealing.
+            if self.phase != Phase::Sealing {
+                self.phase = Phase::Quiet;
+            }
+        } else if self.phase == Phase::Sealing && leaving == Leaving::Release {
+            // Nothing was admitted, so there is nothing to wait for.
+        } else if self.phase != Phase::Quiet
+            || !self.proposed.is_empty()
+            || !self.all_acknowledged()
+        {
             return;
         }
         if self
@@ -1276,9 +1301,6 @@ impl Owner {
                 child: child.clone(),
                 upto,
             });
-            if !log.wanted && acked == log.tail.seq {
-                log.records = None;
-            }
         }
     }
 
@@ -1322,6 +1344,15 @@ fn peer_owes(peer: Option<&Peer>) -> bool {
 }
 
 impl Peer {
+    /// What is known of it is of a former start.
+    fn forget(&mut self) {
+        let round_trip = self.round_trip;
+        *self = Peer {
+            round_trip,
+            ..Peer::default()
+        };
+    }
+
     /// After how long an unanswered request is sent again.
     fn retry(&self) -> Duration {
         (self.round_trip.unwrap_or_default() * 4).max(ASK_RETRY)

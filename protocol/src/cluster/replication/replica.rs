@@ -768,7 +768,8 @@ impl Chain {
         // What was pruned here was acknowledged, so the owner has it too; unless all of this chain is
         // an odd tail.
         let base = self.heads.front().copied();
-        let base = base.filter(|base| base.seq <= adopted || base.epoch >= epoch);
+        let base =
+            base.filter(|base| base.seq > Seq(1) && (base.seq <= adopted || base.epoch >= epoch));
         let pruned = |seq: Seq| base.is_some_and(|base| seq < base.seq);
         if pruned(last.seq) {
             return (batch, true);

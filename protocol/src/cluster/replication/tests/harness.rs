@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 
 use super::super::*;
+use crate::cluster::directory::Command;
 use crate::id::{
     ChildId, ConfigVersion, Epoch, IncarnationId, NodeId, Seq, SlotRange, StoreId, UnitId,
 };
@@ -321,5 +322,290 @@ pub(super) fn keep_from(ask: Ask, keep_from: u64) -> Ask {
             ..append
         }),
         other => other,
+    }
+}
+
+/// A message under way.
+#[derive(Clone, Debug)]
+pub(super) enum Message {
+    Request {
+        to: StoreId,
+        request: ReplicaRequest,
+    },
+    Answer(ReplicaAnswer),
+}
+
+/// Stores, owners, and what is between them. Unless a test holds something back, a message takes a
+/// millisecond, every write is flushed at once and every proposal is committed at once.
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    /// In milliseconds.
+    pub(super) now: u64,
+    pub(super) stores: BTreeMap<StoreId, Store>,
+    /// In the order of their grants.
+    pub(super) owners: Vec<Owner>,
+    pub(super) net: Vec<Message>,
+    /// Stores that nothing reaches and that answer nothing.
+    pub(super) away: BTreeSet<StoreId>,
+    /// Stores that do not flush.
+    pub(super) unflushed: BTreeSet<StoreId>,
+    pub(super) commits: bool,
+    pub(super) proposals: Vec<Command>,
+    /// What the directory says of the unit; its owner is the last of `owners`.
+    pub(super) view: UnitView,
+    /// Everything else that owners said, with the epoch of who said it.
+    pub(super) said: Vec<(Epoch, OwnerAction)>,
+    /// Records sent in appends.
+    pub(super) sent: usize,
+}
+
+impl World {
+    /// Stores `1..=stores`, the first `members` of them the unit's set; nobody owns it.
+    pub(super) fn new(stores: u64, members: u64, min_copies: usize) -> World {
+        let ids = (1..=stores).map(StoreId);
+        World {
+            now: 0,
+            stores: ids.clone().map(|id| (id, Store::new(id))).collect(),
+            owners: Vec::new(),
+            net: Vec::new(),
+            away: BTreeSet::new(),
+            unflushed: BTreeSet::new(),
+            commits: true,
+            proposals: Vec::new(),
+            view: UnitView {
+                scope: all(),
+                config: ConfigVersion(1),
+                set: (1..=members).map(StoreId).collect(),
+                min_copies,
+                wanted: members as usize,
+                candidates: ids.collect(),
+                unreachable: BTreeSet::new(),
+                move_to: None,
+                serving: false,
+            },
+            said: Vec::new(),
+            sent: 0,
+        }
+    }
+
+    /// A world whose first owner serves and has loaded `a`.
+    pub(super) fn serving(stores: u64, members: u64, min_copies: usize) -> World {
+        let mut world = World::new(stores, members, min_copies);
+        world.take_over();
+        world.run(5);
+        assert_eq!(world.owner().phase(), Phase::Serving);
+        world.tell(OwnerEvent::Load(child("a"))).unwrap();
+        world
+    }
+
+    /// Grants the unit to another node.
+    pub(super) fn take_over(&mut self) {
+        let epoch = self
+            .owners
+            .last()
+            .map_or(Epoch(1), |owner| owner.claim().epoch.next());
+        let config = OwnerConfig {
+            unit: UNIT,
+            epoch,
+            incarnation: IncarnationId(epoch.0),
+            home: StoreId(1),
+        };
+        self.view.serving = false;
+        let now = self.time();
+        self.owners.push(Owner::new(now, config, self.view.clone()));
+        self.drain();
+    }
+
+    pub(super) fn time(&self) -> Time {
+        Time::from_millis(self.now)
+    }
+
+    pub(super) fn owner(&self) -> &Owner {
+        self.owners.last().unwrap()
+    }
+
+    pub(super) fn tell(&mut self, event: OwnerEvent) -> Result<(), OwnerRefused> {
+        self.tell_nth(self.owners.len() - 1, event)
+    }
+
+    pub(super) fn tell_nth(&mut self, nth: usize, event: OwnerEvent) -> Result<(), OwnerRefused> {
+        let now = self.time();
+        let before = self.owners[nth].clone();
+        let handled = self.owners[nth].handle(now, event);
+        if handled.is_err() {
+            assert_eq!(self.owners[nth], before, "a refused event changes nothing");
+        }
+        self.drain();
+        handled
+    }
+
+    pub(super) fn write(&mut self, name: &str) -> Result<(), OwnerRefused> {
+        self.write_kind(name, RecordKind::Delta)
+    }
+
+    pub(super) fn write_kind(&mut self, name: &str, kind: RecordKind) -> Result<(), OwnerRefused> {
+        let epoch = self.owner().claim().epoch.0;
+        let body = Bytes::from(epoch.to_be_bytes().to_vec());
+        self.tell(OwnerEvent::Write {
+            child: child(name),
+            kind,
+            schema: 0,
+            body,
+        })
+    }
+
+    /// The directory says something else of the unit.
+    pub(super) fn change(&mut self, change: impl Fn(&mut UnitView)) {
+        change(&mut self.view);
+        let view = self.view.clone();
+        self.tell(OwnerEvent::View(view)).unwrap();
+    }
+
+    pub(super) fn drain(&mut self) {
+        for owner in &mut self.owners {
+            while let Some(action) = owner.poll_action() {
+                match action {
+                    OwnerAction::Ask { to, request } => {
+                        if let Ask::Append(append) = &request.ask {
+                            self.sent += append.records.len();
+                        }
+                        self.net.push(Message::Request { to, request });
+                    }
+                    OwnerAction::Propose(command) => self.proposals.push(command),
+                    other => self.said.push((owner.claim().epoch, other)),
+                }
+            }
+        }
+    }
+
+    /// Delivers one message; what it brings about is under way then.
+    pub(super) fn deliver(&mut self, message: Message) {
+        match message {
+            Message::Request { to, request } => {
+                let Some(store) = self
+                    .stores
+                    .get_mut(&to)
+                    .filter(|_| !self.away.contains(&to))
+                else {
+                    return;
+                };
+                let from = OWNER;
+                let asked = ReplicaEvent::Asked { from, request };
+                let answers = store.handle(asked).unwrap();
+                self.net.extend(answers.into_iter().map(Message::Answer));
+            }
+            Message::Answer(answer) => {
+                if self.away.contains(&answer.store) {
+                    return;
+                }
+                let (unit, epoch) = (answer.unit, answer.epoch);
+                let mine =
+                    |owner: &Owner| (owner.claim().unit, owner.claim().epoch) == (unit, epoch);
+                if let Some(nth) = self.owners.iter().position(mine) {
+                    // Refused when the store is none of the set any more.
+                    let _ = self.tell_nth(nth, OwnerEvent::Answer(answer));
+                }
+            }
+        }
+    }
+
+    pub(super) fn flush(&mut self, id: StoreId) {
+        let answers = self.stores.get_mut(&id).unwrap().flush();
+        self.net.extend(answers.into_iter().map(Message::Answer));
+    }
+
+    /// Commits a proposal, as the directory would.
+    pub(super) fn commit(&mut self, command: &Command) {
+        let claim = match command {
+            Command::ChangeSet { claim, .. } | Command::Serving(claim) => claim,
+            other => {
+                self.said.push((
+                    self.owner().claim().epoch,
+                    OwnerAction::Propose(other.clone()),
+                ));
+                return;
+            }
+        };
+        if *claim != self.owner().claim() {
+            return;
+        }
+        match command {
+            Command::ChangeSet { config, set, .. } => {
+                let few = set.len() < self.view.min_copies && set.len() < self.view.set.len();
+                if *config != self.view.config || few {
+                    return;
+                }
+                self.view.set = set.clone();
+                self.view.config = config.next();
+            }
+            _ => self.view.serving = true,
+        }
+        let view = self.view.clone();
+        self.tell(OwnerEvent::View(view)).unwrap();
+    }
+
+    /// Lets time pass.
+    pub(super) fn run(&mut self, millis: u64) {
+        for _ in 0..millis {
+            self.now += 1;
+            for message in core::mem::take(&mut self.net) {
+                self.deliver(message);
+            }
+            for id in self.stores.keys().copied().collect::<Vec<_>>() {
+                if !self.unflushed.contains(&id) {
+                    self.flush(id);
+                }
+            }
+            self.tick();
+            if self.commits {
+                for command in core::mem::take(&mut self.proposals) {
+                    self.commit(&command);
+                }
+            }
+        }
+    }
+
+    pub(super) fn tick(&mut self) {
+        for nth in 0..self.owners.len() {
+            let due = self.owners[nth].next_deadline();
+            if due.is_some_and(|due| due <= self.time()) {
+                self.tell_nth(nth, OwnerEvent::Tick).unwrap();
+            }
+        }
+    }
+
+    /// Up to where `a` is acknowledged.
+    pub(super) fn acked(&self) -> u64 {
+        self.owner().acknowledged(&child("a")).0
+    }
+
+    /// The places of the records of `a` that the store has flushed.
+    pub(super) fn places(&self, store: u64) -> Vec<u64> {
+        let disk = &self.stores[&StoreId(store)].flushed;
+        let chain = disk.chains.get(&child("a"));
+        chain
+            .into_iter()
+            .flatten()
+            .map(|record| record.seq.0)
+            .collect()
+    }
+
+    pub(super) fn heads(&self, store: u64) -> Vec<Head> {
+        let disk = &self.stores[&StoreId(store)].flushed;
+        let chain = disk.chains.get(&child("a"));
+        chain.into_iter().flatten().map(Record::head).collect()
+    }
+
+    /// What was said, but for acknowledgements.
+    pub(super) fn take_said(&mut self) -> Vec<OwnerAction> {
+        let said = core::mem::take(&mut self.said)
+            .into_iter()
+            .map(|(_, said)| said);
+        said.filter(|said| !matches!(said, OwnerAction::Acknowledged { .. }))
+            .collect()
+    }
+
+    pub(super) fn set(&self) -> Vec<u64> {
+        self.view.set.iter().map(|store| store.0).collect()
     }
 }
