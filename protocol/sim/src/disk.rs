@@ -121,20 +121,29 @@ impl Content {
 
     /// Whether the store knows that it may lack records of this child.
     pub fn admits_loss(&self, child: &ChildId) -> bool {
+        let around = if child.is_dedicated() {
+            self.cut.dedicated
+        } else {
+            self.cut
+                .slots
+                .iter()
+                .any(|range| range.contains(child.slot()))
+        };
         self.damaged.contains(child)
-            || !self.cut.slots.is_empty()
             || self.cut.children.contains(child)
+            || (around && !self.cut.confirmed.contains(child))
     }
 
     /// Whether the store knows of any loss.
     pub fn is_hurt(&self) -> bool {
-        !self.damaged.is_empty() || !self.cut.slots.is_empty() || !self.cut.children.is_empty()
+        !self.cut.slots.is_empty() || self.chains.keys().any(|child| self.admits_loss(child))
     }
 
     /// The last write was torn, or looks so.
     pub fn tear(&mut self) {
         self.cut = CutMark {
             slots: vec![SlotRange::ALL],
+            dedicated: true,
             ..CutMark::default()
         };
     }

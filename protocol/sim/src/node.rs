@@ -80,6 +80,8 @@ pub(crate) struct Child {
     pub state: Vec<u64>,
     /// The next call never comes back.
     pub hangs: bool,
+    /// Told to stop; it answers nothing more.
+    pub stopping: bool,
 }
 
 /// The warden beside a process.

@@ -109,6 +109,12 @@ pub(crate) enum Happening {
         life: u64,
         helper: u64,
     },
+    ChildEnded {
+        node: usize,
+        life: u64,
+        child: ChildId,
+        helper: u64,
+    },
     NodeReaped {
         node: usize,
         life: u64,
@@ -225,7 +231,7 @@ impl World {
         let mut dedicated = Vec::new();
         for (nth, _) in scenario.groups.iter().enumerate() {
             for which in ["a", "b"] {
-                dedicated.push(child(&format!("t2/session/{nth}{which}")));
+                dedicated.push(child(&format!("@t2/session/{nth}{which}")));
             }
         }
         let stores: Vec<StoreId> = scenario.nodes.iter().map(|_| StoreId(rng.draw())).collect();
@@ -481,6 +487,12 @@ impl World {
                 self.child_done(node, life, &child, helper, &envelope, snapshot);
             }
             Happening::Reaped { node, life, helper } => self.reaped(node, life, helper),
+            Happening::ChildEnded {
+                node,
+                life,
+                child,
+                helper,
+            } => self.child_ended(node, life, child, helper),
             Happening::NodeReaped { node, life } => {
                 if self.warden_of(node, life) {
                     self.tell_warden(node, warden::Event::NodeEnded);
@@ -508,6 +520,7 @@ impl World {
             Happening::Flushed { node, .. }
             | Happening::Read { node, .. }
             | Happening::ChildUp { node, .. }
+            | Happening::ChildEnded { node, .. }
             | Happening::ChildDone { node, .. } => (*node, false),
             Happening::LimitFlushed { node, .. } => (*node, true),
             Happening::WardenWake { node }

@@ -45,6 +45,11 @@ pub struct Agent {
     settings: AgentSettings,
     owners: BTreeMap<UnitId, Owner>,
     children: BTreeMap<ChildId, Host>,
+    /// Children that were told to stop and have not ended, and whose they were: a unit is not given
+    /// back, and no child is started again, before they have.
+    stopping: BTreeMap<ChildId, UnitId>,
+    /// What is proposed once the unit's children have ended.
+    withheld: BTreeMap<UnitId, Command>,
     /// Restarts of light children.
     light: Supervisor<ChildId>,
     lease_until: Time,
@@ -172,7 +177,7 @@ pub enum Action {
         /// Hand back the whole state too.
         snapshot: bool,
     },
-    /// Stop the child; no answer is awaited.
+    /// Stop the child, then say [`Event::Ended`].
     Stop(ChildId),
     /// Send the reply.
     Reply(Reply),
@@ -239,6 +244,8 @@ enum State {
     Ready,
     /// Carries a call out, since then.
     Working(Envelope, Time),
+    /// Told to stop because it hung; it has not ended yet.
+    Killed,
     /// It ended; its supervisor will say when it may be loaded again.
     Down,
 }
@@ -263,6 +270,8 @@ impl Agent {
             settings,
             owners: BTreeMap::new(),
             children: BTreeMap::new(),
+            stopping: BTreeMap::new(),
+            withheld: BTreeMap::new(),
             light: Supervisor::new(light_policy()),
             lease_until: Time::ZERO,
             now: Time::ZERO,
@@ -437,6 +446,10 @@ impl Agent {
     }
 
     fn load(&mut self, now: Time, child: &ChildId) {
+        if self.stopping.contains_key(child) {
+            // It is loaded when its former self has ended.
+            return;
+        }
         let Some(host) = self.children.get_mut(child) else {
             return;
         };
@@ -740,11 +753,12 @@ impl Agent {
         exit: Exit,
         random: u64,
     ) -> Result<(), Refused> {
+        if let Some(unit) = self.stopping.remove(&child) {
+            self.on_stopped(now, &child, unit);
+            return Ok(());
+        }
         let host = self.children.get_mut(&child).ok_or(Refused::NotExpected)?;
-        let up = matches!(
-            host.state,
-            State::Starting | State::Ready | State::Working(..)
-        );
+        let up = host.is_up();
         if !up {
             return Err(Refused::NotExpected);
         }
@@ -791,9 +805,9 @@ impl Agent {
             body,
         };
         owner.handle(now, write).map_err(|_| Refused::NotServed)?;
-        self.actions.push_back(Action::Stop(child.clone()));
         let unit = host.unit;
-        self.load(now, &child);
+        host.state = State::Down;
+        self.stop(&child, unit);
         self.drive(now, unit);
         Ok(())
     }
@@ -856,6 +870,37 @@ impl Agent {
         }
     }
 
+    /// Proposes what an owner wants, but gives a unit back only when nothing of it runs here (I3).
+    fn propose(&mut self, unit: UnitId, command: Command) {
+        if matches!(command, Command::Release(_) | Command::Exited { .. }) {
+            self.drop_hosts(|host| host.unit == unit);
+            if self.stopping.values().any(|of| *of == unit) {
+                self.withheld.insert(unit, command);
+                return;
+            }
+        }
+        self.actions.push_back(Action::Propose(command));
+    }
+
+    /// A child that was told to stop has ended.
+    fn on_stopped(&mut self, now: Time, child: &ChildId, unit: UnitId) {
+        if !self.stopping.values().any(|of| *of == unit) {
+            if let Some(command) = self
+                .withheld
+                .remove(&unit)
+                .filter(|_| self.owners.contains_key(&unit))
+            {
+                self.actions.push_back(Action::Propose(command));
+            }
+        }
+        let waits = |host: &&Host| host.state == State::Down;
+        let again = self.children.get(child).filter(waits).map(|host| host.unit);
+        if let Some(unit) = again {
+            self.load(now, child);
+            self.drive(now, unit);
+        }
+    }
+
     /// Carries out what an owner wants, and sees when it wants to be looked at again.
     fn drive(&mut self, now: Time, unit: UnitId) {
         while let Some(action) = self.owners.get_mut(&unit).and_then(Machine::poll_action) {
@@ -863,7 +908,7 @@ impl Agent {
                 OwnerAction::Ask { to, request } => {
                     self.actions.push_back(Action::Ask { to, request })
                 }
-                OwnerAction::Propose(command) => self.actions.push_back(Action::Propose(command)),
+                OwnerAction::Propose(command) => self.propose(unit, command),
                 OwnerAction::Acknowledged { child, upto } => {
                     self.release(now, &child, upto.seq);
                     self.passivate(now, &child);
@@ -918,13 +963,23 @@ impl Agent {
         }
     }
 
+    /// A call that is at work for too long will not end by itself.
     fn kill_if_hung(&mut self, now: Time, child: &ChildId) {
-        let hung = |host: &&Host| matches!(host.state, State::Working(_, since) if now.since(since) >= self.settings.work_limit);
-        if self.children.get(child).filter(hung).is_some() {
-            self.actions.push_back(Action::Stop(child.clone()));
-            let ended = self.on_ended(now, child.clone(), Exit::Abnormal, now.as_nanos());
-            debug_assert_eq!(ended, Ok(()), "a child at work may end");
+        let limit = self.settings.work_limit;
+        let Some(host) = self.children.get_mut(child) else {
+            return;
+        };
+        let State::Working(envelope, since) = &host.state else {
+            return;
+        };
+        if now.since(*since) < limit {
+            return;
         }
+        let (call, unit) = (envelope.call, host.unit);
+        host.state = State::Killed;
+        self.reply(call, Outcome::Unknown);
+        self.mark_work(unit);
+        self.actions.push_back(Action::Stop(child.clone()));
     }
 
     /// A light child that nobody calls leaves only its records.
@@ -1011,11 +1066,8 @@ impl Agent {
             let _ = self.light.handle(self.now, exited);
             while self.light.poll_action().is_some() {}
         }
-        if matches!(
-            host.state,
-            State::Starting | State::Ready | State::Working(..)
-        ) {
-            self.actions.push_back(Action::Stop(child.clone()));
+        if host.is_up() {
+            self.stop(child, host.unit);
         }
         for waiting in host.mailbox {
             self.reply(waiting.envelope.call, Outcome::NotOwner { hint: None });
@@ -1029,6 +1081,11 @@ impl Agent {
         }
     }
 
+    fn stop(&mut self, child: &ChildId, unit: UnitId) {
+        self.stopping.insert(child.clone(), unit);
+        self.actions.push_back(Action::Stop(child.clone()));
+    }
+
     fn reply(&mut self, call: CallId, outcome: Outcome) {
         self.actions
             .push_back(Action::Reply(Reply { call, outcome }));
@@ -1036,6 +1093,14 @@ impl Agent {
 }
 
 impl Host {
+    /// Whether a process of it runs.
+    fn is_up(&self) -> bool {
+        matches!(
+            self.state,
+            State::Starting | State::Ready | State::Working(..) | State::Killed
+        )
+    }
+
     fn is_working(&self) -> bool {
         matches!(self.state, State::Working(..))
     }

@@ -45,7 +45,9 @@ impl Scope {
     pub fn holds(&self, child: &ChildId) -> bool {
         match self {
             Scope::Slots { range, except } => {
-                range.contains(child.slot()) && except.binary_search(child).is_err()
+                !child.is_dedicated()
+                    && range.contains(child.slot())
+                    && except.binary_search(child).is_err()
             }
             Scope::Child(only) => only == child,
         }

@@ -172,13 +172,18 @@ impl World {
         };
         self.trace(3, node, || format!("the helper of {child} is reaped"));
         self.tell_warden(node, warden::Event::HelperReaped(HelperId(helper)));
+        self.happen(Happening::ChildEnded {
+            node,
+            life,
+            child,
+            helper,
+        });
+    }
+
+    /// The process hears that a child of it has ended.
+    pub(super) fn child_ended(&mut self, node: usize, life: u64, child: ChildId, helper: u64) {
         let random = self.rng.draw();
-        let of = &mut self.nodes[node];
-        if of.life != life {
-            return;
-        }
-        let local = of.show(self.now);
-        if let Some(process) = &mut of.process {
+        self.with(node, life, |process, local| {
             if process
                 .children
                 .get(&child)
@@ -195,10 +200,7 @@ impl World {
                     },
                 );
             }
-        }
-        if self.nodes[node].runs() {
-            self.settle(node);
-        }
+        });
     }
 
     pub(super) fn wake(&mut self, node: usize) {
@@ -300,7 +302,12 @@ impl World {
             .clock
             .when(deadline)
             .max(self.now.after(Duration::from_nanos(1)));
-        if !process.controller.directory().is_live(process.incarnation) {
+        let listed = process
+            .controller
+            .directory()
+            .incarnations()
+            .contains_key(&process.incarnation);
+        if !listed {
             at = at.min(
                 process
                     .register_at
@@ -1145,6 +1152,7 @@ impl World {
                 helper,
                 state,
                 hangs: false,
+                stopping: false,
             },
         );
         if let Some(warden) = &mut self.nodes[node].warden {
@@ -1171,18 +1179,13 @@ impl World {
         let Some(process) = &mut self.nodes[node].process else {
             return;
         };
-        if let Some(known) = process.children.remove(child) {
+        if let Some(known) = process.children.get_mut(child) {
+            known.stopping = true;
+            let helper = known.helper;
             let takes = self
                 .rng
                 .span(Duration::from_micros(100), Duration::from_millis(2));
-            self.after(
-                takes,
-                Happening::Reaped {
-                    node,
-                    life,
-                    helper: known.helper,
-                },
-            );
+            self.after(takes, Happening::Reaped { node, life, helper });
         }
     }
 
@@ -1204,7 +1207,9 @@ impl World {
             .warden
             .as_ref()
             .is_some_and(|warden| warden.helpers.contains_key(&helper));
-        of.life == life && alive && known.is_some_and(|known| known.helper == helper)
+        of.life == life
+            && alive
+            && known.is_some_and(|known| known.helper == helper && !known.stopping)
     }
 
     pub(super) fn child_done(

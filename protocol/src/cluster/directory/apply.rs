@@ -562,6 +562,10 @@ impl Directory {
         if self.dedicated.contains_key(&child) {
             return Err(Void::Exists);
         }
+        // S1: a light child lies in a shard and gets a unit of its own by an exception, never beside it.
+        if !child.is_dedicated() {
+            return Err(Void::BadSlots);
+        }
         let usable = |store: &StoreId| self.stores.get(store).is_some_and(|entry| !entry.retired);
         if set.is_empty() || !set.iter().all(usable) {
             return Err(Void::BadSet);

@@ -253,10 +253,14 @@ impl Directory {
 
     /// The unit that owns a child: its own, or the shard of its slot.
     pub fn unit_of(&self, child: &ChildId) -> Option<UnitId> {
-        self.dedicated
-            .get(child)
-            .copied()
-            .or_else(|| self.shard_of(child.slot()))
+        let shard = || {
+            if child.is_dedicated() {
+                None
+            } else {
+                self.shard_of(child.slot())
+            }
+        };
+        self.dedicated.get(child).copied().or_else(shard)
     }
 
     /// The shard that a slot lies in.

@@ -66,8 +66,12 @@ pub struct CutMark {
     pub slots: Vec<SlotRange>,
     /// Excepted children whose slots are confirmed for the others.
     pub children: BTreeSet<ChildId>,
-    /// Excepted children that are confirmed though their slots are not.
+    /// Excepted children that are confirmed though their slots are not, and dedicated ones that are
+    /// though `dedicated` says otherwise of the rest.
     pub confirmed: BTreeSet<ChildId>,
+    /// Every dedicated child but the confirmed ones: one whose only record was lost is not even known
+    /// by name.
+    pub dedicated: bool,
 }
 
 /// One chain as it was found.
@@ -189,6 +193,7 @@ struct Chain {
 /// What the store lost when it was opened and nobody has confirmed yet (R8).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Cut {
+    dedicated: bool,
     slots: SlotMap<bool>,
     children: BTreeSet<ChildId>,
     confirmed: BTreeSet<ChildId>,
@@ -223,6 +228,7 @@ impl Replica {
             sealed_children: BTreeMap::new(),
             chains: BTreeMap::new(),
             cut: Cut {
+                dedicated: opened.cut.dedicated,
                 slots: SlotMap::default(),
                 children: opened.cut.children,
                 confirmed: opened.cut.confirmed,
@@ -545,7 +551,7 @@ impl Replica {
     /// session (R1).
     fn admits(&self, child: &ChildId, epoch: Epoch) -> Result<(), Said> {
         let own = self.child_promises.get(child);
-        let promised = *own.unwrap_or_else(|| self.promises.get(child.slot()));
+        let promised = self.promise_of(child);
         if epoch < promised && keeps(Rule::R1) {
             return Err(Said::Promised(promised));
         }
@@ -582,24 +588,34 @@ impl Replica {
         if sealed { Ok(()) } else { Err(Said::Unsealed) }
     }
 
+    /// The promise that governs a child: its own, or its slot's. A dedicated child has no slot.
+    fn promise_of(&self, child: &ChildId) -> Epoch {
+        let slot = || {
+            if child.is_dedicated() {
+                Epoch::ZERO
+            } else {
+                *self.promises.get(child.slot())
+            }
+        };
+        self.child_promises.get(child).copied().unwrap_or_else(slot)
+    }
+
     fn highest_promise(&self, scope: &Scope) -> Epoch {
         match scope {
-            Scope::Slots { range, except } => {
+            Scope::Slots { range, .. } => {
                 let slots = self.promises.iter(*range).map(|(_, promise)| *promise);
                 // A child that has a promise of its own and that the asker does not except was
                 // excepted after the asker's grant.
-                let own = self.child_promises.iter().filter(|(child, _)| {
-                    range.contains(child.slot()) && except.binary_search(child).is_err()
-                });
+                let own = self
+                    .child_promises
+                    .iter()
+                    .filter(|(child, _)| scope.holds(child));
                 slots
                     .chain(own.map(|(_, promise)| *promise))
                     .max()
                     .unwrap_or(Epoch::ZERO)
             }
-            Scope::Child(child) => {
-                let own = self.child_promises.get(child);
-                *own.unwrap_or_else(|| self.promises.get(child.slot()))
-            }
+            Scope::Child(child) => self.promise_of(child),
         }
     }
 
@@ -620,9 +636,12 @@ impl Replica {
         match scope {
             Scope::Slots { range, .. } => self.cut.slots.iter(*range).any(|(_, cut)| *cut),
             Scope::Child(child) => {
-                let slot_cut = *self.cut.slots.get(child.slot());
-                self.cut.children.contains(child)
-                    || (slot_cut && !self.cut.confirmed.contains(child))
+                let around = if child.is_dedicated() {
+                    self.cut.dedicated
+                } else {
+                    *self.cut.slots.get(child.slot())
+                };
+                self.cut.children.contains(child) || (around && !self.cut.confirmed.contains(child))
             }
         }
     }
@@ -698,7 +717,8 @@ impl Cut {
             }
         }
         let slots = &self.slots;
-        self.confirmed.retain(|child| *slots.get(child.slot()));
+        self.confirmed
+            .retain(|child| child.is_dedicated() || *slots.get(child.slot()));
     }
 
     fn mark(&self) -> CutMark {
@@ -707,6 +727,7 @@ impl Cut {
             slots: cut.map(|(range, _)| range).collect(),
             children: self.children.clone(),
             confirmed: self.confirmed.clone(),
+            dedicated: self.dedicated,
         }
     }
 }
