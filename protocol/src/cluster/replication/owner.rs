@@ -228,8 +228,10 @@ struct Peer {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Behind {
-    /// Where its chain agrees with ours; `None` while that is unknown.
+    /// Where its chain agrees with ours, flushed or not: what to send from. `None` while unknown.
     agrees: Option<Head>,
+    /// Up to where it has said that it agrees and has flushed: what counts.
+    flushed: Option<Head>,
     /// What has been sent, and when.
     sent: Seq,
     sent_at: Option<Time>,
@@ -479,7 +481,9 @@ impl Owner {
             Said::Mismatch { child, tail } => {
                 let known = self.children.get(&child).is_some_and(|log| log.holds(tail));
                 if let Some(behind) = peer.behind.get_mut(&child) {
-                    behind.agrees = if known { Some(tail) } else { None };
+                    behind.agrees = known.then_some(tail);
+                    // It said where its chain ends, not that the end is flushed.
+                    behind.flushed = None;
                     behind.sent_at = None;
                 }
             }
@@ -491,11 +495,7 @@ impl Owner {
             Said::Damaged { child } => {
                 if self.children.contains_key(&child) {
                     peer.unconfirmed = true;
-                    let behind = Behind {
-                        agrees: None,
-                        sent: Seq::ZERO,
-                        sent_at: None,
-                    };
+                    let behind = Behind::from(None);
                     peer.behind.insert(child, behind);
                 }
             }
@@ -638,27 +638,13 @@ impl Owner {
             if log.tail != indexed.tail {
                 // Its chain may be a part of ours; merging finds out.
                 let agrees = Some(indexed.tail);
-                peer.behind.insert(
-                    child.clone(),
-                    Behind {
-                        agrees,
-                        sent: Seq::ZERO,
-                        sent_at: None,
-                    },
-                );
+                peer.behind.insert(child.clone(), Behind::from(agrees));
             }
         }
         for (child, log) in &self.children {
             if !index.contains_key(child) && log.tail != Head::NONE {
                 let agrees = Some(Head::NONE);
-                peer.behind.insert(
-                    child.clone(),
-                    Behind {
-                        agrees,
-                        sent: Seq::ZERO,
-                        sent_at: None,
-                    },
-                );
+                peer.behind.insert(child.clone(), Behind::from(agrees));
             }
         }
     }
@@ -679,14 +665,18 @@ impl Owner {
         };
         if upto == tail {
             peer.behind.remove(child);
-        } else if behind
-            .agrees
-            .is_none_or(|agrees| agrees.seq < upto.seq || !log.holds(agrees))
-        {
+            return self.recount(child);
+        }
+        let newer =
+            |known: Option<Head>| known.is_none_or(|head| head.seq < upto.seq || !log.holds(head));
+        if newer(behind.flushed) {
+            behind.flushed = Some(upto);
+        }
+        if newer(behind.agrees) {
             behind.agrees = Some(upto);
-            if behind.sent <= upto.seq {
-                behind.sent_at = None;
-            }
+        }
+        if behind.sent <= upto.seq {
+            behind.sent_at = None;
         }
         self.recount(child);
     }
@@ -783,9 +773,8 @@ impl Owner {
         for peer in self.peers.values_mut().filter(|peer| peer.sealed) {
             let behind = peer.behind.entry(child.clone());
             behind.or_insert(Behind {
-                agrees: Some(prev),
                 sent: prev.seq,
-                sent_at: None,
+                ..Behind::from(Some(prev))
             });
         }
         self.recount(&child);
@@ -1254,7 +1243,7 @@ impl Owner {
             match peer.behind.get(child) {
                 None => log.tail.seq,
                 Some(behind) => behind
-                    .agrees
+                    .flushed
                     .filter(|head| log.holds(*head))
                     .map_or(Seq::ZERO, |head| head.seq),
             }
@@ -1319,6 +1308,18 @@ fn peer_owes(peer: Option<&Peer>) -> bool {
         peer.behind.values().any(|behind| behind.sent_at.is_some())
             || (!peer.sealed && peer.sealed_at.is_some())
     })
+}
+
+impl Behind {
+    /// A chain whose flushed end is known to be here, or unknown.
+    fn from(flushed: Option<Head>) -> Behind {
+        Behind {
+            agrees: flushed,
+            flushed,
+            sent: Seq::ZERO,
+            sent_at: None,
+        }
+    }
 }
 
 impl Peer {

@@ -561,6 +561,7 @@ impl Replica {
                 .get(child)
                 .copied()
                 .unwrap_or(Epoch::ZERO),
+            None if child.is_dedicated() => Epoch::ZERO,
             None => *self.sealed_slots.get(child.slot()),
         };
         if sealed < epoch {
