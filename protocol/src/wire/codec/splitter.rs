@@ -53,8 +53,8 @@ impl FrameSplitter {
         }
         let waiting = &self.buffer[self.start..];
         match Frame::split_within(waiting, self.limit) {
-            // Asked again, because the borrow checker does not see that the other arms keep no
-            // borrow; the frame's place is all that is kept.
+            // The frame is made anew from its place: one that borrows the buffer here would keep it
+            // borrowed in the arms below.
             Ok((frame, _)) => {
                 let begin = self.start + HEADER_BYTES;
                 self.start = begin + frame.payload.len();
