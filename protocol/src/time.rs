@@ -34,6 +34,11 @@ impl Time {
         self.0
     }
 
+    /// Whole milliseconds since the origin; what is left over is dropped.
+    pub const fn as_millis(self) -> u64 {
+        self.0 / 1_000_000
+    }
+
     /// How long ago `earlier` was; zero when it is not earlier.
     pub const fn since(self, earlier: Time) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

@@ -1,1 +1,20 @@
-//! cluster
+//! Who may run what: leases, the directory, placement, replication.
+//!
+//! Owns: the rules of ARCHITECTURE.md's rule table but for supervision. Never carries anything out.
+//!
+//! ```text
+//!            renewals, promises                 entries (Raft)
+//!   LeaseHolder <──────> LeaseVoter   Controller ───────────> Directory
+//!        │ valid until        │ reports    ^  proposals           │ changed units
+//!        v                    └────────────┘                      v
+//!   Warden (kills)                                    Agent: one Owner a unit ──> Replica (stores)
+//! ```
+
+pub mod agent;
+pub mod calls;
+pub mod controller;
+pub mod directory;
+pub mod lease;
+pub mod placement;
+pub mod replication;
+pub mod voters;

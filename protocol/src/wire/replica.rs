@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use minicbor::{Decode, Encode};
 
 use super::record::{Head, Record};
-use crate::id::{ChildId, ConfigVersion, Epoch, Seq, SlotRange, StoreId, UnitId};
+use crate::id::{ChildId, ConfigVersion, Epoch, IncarnationId, Seq, SlotRange, StoreId, UnitId};
 
 /// Children in one page of a sealed index: with ids of the greatest length it fits 64 KiB.
 pub const INDEX_PAGE: usize = 256;
@@ -64,8 +64,13 @@ pub struct ReplicaRequest {
     /// The replica set's version as the owner has it applied.
     #[n(2)]
     pub config: ConfigVersion,
-    /// What is asked.
+    /// Which start of the store's node the request is for; none while the owner does not know it
+    /// yet, which only a seal may do. A request that was under way while the store was opened anew
+    /// is refused: it may say what the owner no longer means.
     #[n(3)]
+    pub session: Option<IncarnationId>,
+    /// What is asked.
+    #[n(4)]
     pub ask: Ask,
 }
 
@@ -100,20 +105,6 @@ pub enum Ask {
     #[n(3)]
     Confirm {
         /// What agrees.
-        #[n(0)]
-        scope: Scope,
-    },
-    /// Are you there? An idle owner asks, so that a silent replica is noticed.
-    #[n(4)]
-    Probe {
-        /// Numbers the probes.
-        #[n(0)]
-        round: u64,
-    },
-    /// Drop what you hold of the scope: the store has left the unit's replica set.
-    #[n(5)]
-    Forget {
-        /// What to drop.
         #[n(0)]
         scope: Scope,
     },
@@ -155,8 +146,11 @@ pub struct ReplicaAnswer {
     /// The epoch of the request.
     #[n(2)]
     pub epoch: Epoch,
-    /// The answer.
+    /// Which start of the store's node answers.
     #[n(3)]
+    pub session: IncarnationId,
+    /// The answer.
+    #[n(4)]
     pub said: Said,
 }
 
@@ -216,25 +210,18 @@ pub enum Said {
     /// A higher epoch was promised: another owner has been granted the unit (R1).
     #[n(4)]
     Promised(#[n(0)] Epoch),
-    /// The store has not been sealed at this epoch; seal first.
+    /// This start of the store has not been sealed at this epoch; seal first.
     #[n(5)]
     Unsealed,
-    /// The answer to a probe.
-    #[n(6)]
-    Probed {
-        /// The probe's number.
-        #[n(0)]
-        round: u64,
-    },
     /// The store found a damaged record of this child and holds its chain no longer (scrub).
-    #[n(7)]
+    #[n(6)]
     Damaged {
         /// Whose.
         #[n(0)]
         child: ChildId,
     },
     /// The scope is confirmed.
-    #[n(8)]
+    #[n(7)]
     Confirmed,
 }
 

@@ -1,0 +1,31 @@
+# syntax=docker/dockerfile:1
+# The `understudy` binary in a small image.
+#
+# Written where no Docker daemon runs: it has never been built. Whoever builds it first should say so
+# here, with the date and the size of the image.
+#
+#   docker build -t understudy .
+#   docker run --rm understudy --version
+
+# The version is that of `rust-version` in Cargo.toml.
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --locked --release --package understudy \
+    && cp target/release/understudy /usr/local/bin/understudy
+
+FROM debian:bookworm-slim
+# tini is process 1, because a node must not be: process 1 inherits every orphan, and the node's
+# warden has to be the one parent of its helpers.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates tini \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 10001 --home-dir /var/lib/understudy --create-home understudy
+COPY --from=build /usr/local/bin/understudy /usr/local/bin/understudy
+USER understudy
+WORKDIR /var/lib/understudy
+ENTRYPOINT ["/usr/bin/tini", "--", "/usr/local/bin/understudy"]
+CMD ["--help"]
+# No HEALTHCHECK: the binary has nothing to ask yet, and one that always passes would be worse.

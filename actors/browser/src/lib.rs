@@ -1,0 +1,9 @@
+//! The browser kind: sessions that outlive the Chromium process they run in.
+//!
+//! Owns: Chromium processes over the debugging pipe, the filter that shows a client its own session
+//! and no other, and what a session's checkpoint holds (cookies, storage by origin, open pages with
+//! history, scroll and form state, emulation).
+//!
+//! Never does: starting Chromium through a shell wrapper, switching its sandbox off unasked, or
+//! repeating a request that was not a GET. A restored page that posts a form twice is worse than a
+//! page that says it was interrupted.

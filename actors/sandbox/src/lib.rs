@@ -1,0 +1,8 @@
+//! The sandbox kind: WebAssembly guests, stateless in pools or durable with a checkpointed memory.
+//!
+//! Owns: the engine, the module cache (a module is `name@semver` and its SHA-256), the policy of
+//! what a guest may import, the limits on its memory and its time, the calling convention, and
+//! snapshots as deltas of dirty pages.
+//!
+//! Never does: letting a guest hold a core for longer than its slice, or reach anything that its
+//! policy does not name. Denied is the default, because a guest is somebody else's program.

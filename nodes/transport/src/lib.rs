@@ -1,0 +1,8 @@
+//! How nodes reach each other: QUIC with mutual authentication by the cluster's own CA.
+//!
+//! Owns: endpoints and identities, the lanes of the data plane (bounded, with credits, hashed by
+//! unit), the bulk lanes beside them, and the heart with its own socket, endpoint and thread.
+//!
+//! Never does: deciding that a node is dead. A lost connection fails its calls and dials again;
+//! only promises and the directory end a lease. Nor does it ever use 0-RTT or session resumption
+//! between nodes, where a replayed packet would be a command given twice.

@@ -1,0 +1,771 @@
+//! The voter's side of a lease: promise, refuse, and report when promises are over.
+//!
+//! Owns: rules L2 (the voter's count), L3, L4 and the voter's half of L5, L7, L8 and L9. Never
+//! decides that a node is dead: it only says what it promised.
+//!
+//! What the voter's log and snapshot hold reaches it as [`Fact`]s, as soon as they are flushed there
+//! and before they are committed: a voter that holds an expulsion must not forget it because the
+//! commit is late (L4). An entry that Raft truncates takes its fact away again.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::cluster::voters::Voters;
+use crate::id::{IncarnationId, LogId, LogIndex, NodeId, StoreId};
+use crate::machine::Machine;
+use crate::rules::{Rule, keeps};
+use crate::time::Time;
+use crate::wire::heart::{
+    DeathDigest, Promise, Renewal, Report, SIGHTED_MAX, Sighted, Sighting, Ttl, Verdict,
+};
+
+/// One voter's promises.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LeaseVoter {
+    store: StoreId,
+    /// `None` until the log and the snapshot have been read: until then the heart is mute (L4).
+    held: Option<Held>,
+    /// The longest TTL ever flushed as a limit (L3).
+    limit: Ttl,
+    /// Before this instant promises may stand that the voter does not remember.
+    unsure_until: Time,
+    promises: BTreeMap<IncarnationId, Given>,
+    leader: Option<NodeId>,
+    leader_seen: Time,
+    speak_at: Time,
+    actions: VecDeque<Action>,
+}
+
+/// What a log entry or a snapshot says that a voter must know.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Fact {
+    /// The incarnation is live; every earlier one of the node is expelled by the same entry.
+    Live {
+        /// Of which node.
+        node: NodeId,
+        /// Which start.
+        incarnation: IncarnationId,
+        /// What a death note must match (L10).
+        death: DeathDigest,
+    },
+    /// The incarnation is expelled.
+    Expelled(IncarnationId),
+    /// The incarnation's promises are over for good; the voter may forget it.
+    Over(IncarnationId),
+    /// A death note, which ends all promises to the incarnation if it proves itself (L11).
+    Dead {
+        /// Whose.
+        incarnation: IncarnationId,
+        /// The proof.
+        secret: [u8; 32],
+    },
+    /// The cluster was formed with these voters and this TTL.
+    Formed {
+        /// The first list.
+        voters: Voters,
+        /// The first TTL.
+        ttl: Ttl,
+    },
+    /// A step of a change of the list of voters.
+    Voters(Voters),
+    /// The TTL in force, and so the limit to flush.
+    Ttl(Ttl),
+}
+
+/// What may happen to a voter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// The snapshot and the log have been read. Also after Raft installed another snapshot.
+    Read {
+        /// What the snapshot and the committed entries hold, oldest first.
+        settled: Vec<(LogId, Fact)>,
+        /// What the entries above the commit index hold.
+        open: Vec<(LogId, Fact)>,
+    },
+    /// An entry was flushed to the log.
+    Held(LogId, Fact),
+    /// Raft truncated its log from this index on.
+    Truncated(LogIndex),
+    /// Entries up to here are committed: no truncation can reach them.
+    Committed(LogIndex),
+    /// A node asks.
+    Asked(Renewal),
+    /// The limit is flushed (L3).
+    LimitFlushed(Ttl),
+    /// Raft heard a leader, on this node.
+    LeaderSeen(NodeId),
+    /// The deadline has come.
+    Tick,
+}
+
+/// What a voter wants done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Answer the node that asked.
+    Answer {
+        /// The node.
+        to: NodeId,
+        /// What to send.
+        promise: Promise,
+    },
+    /// Send the report to the leader, by the heart and on the truth plane (L5).
+    Report {
+        /// The leader's node.
+        to: NodeId,
+        /// What to send.
+        report: Report,
+    },
+    /// Tell the leader who is live, by the heart.
+    Sight {
+        /// The leader's node.
+        to: NodeId,
+        /// What to send.
+        sighting: Sighting,
+    },
+    /// Flush the limit, then say [`Event::LimitFlushed`] (L3).
+    FlushLimit(Ttl),
+}
+
+/// Why an event was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The log and the snapshot have not been read yet. Nothing changed; the asker will ask again.
+    #[error("the voter has not read its log and snapshot yet")]
+    Mute,
+}
+
+/// What the log and the snapshot hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Held {
+    /// What committed entries made.
+    settled: View,
+    /// Entries that Raft may still truncate.
+    open: BTreeMap<LogIndex, (LogId, Fact)>,
+    /// `settled` with `open` on top.
+    view: View,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct View {
+    live: BTreeMap<IncarnationId, (NodeId, DeathDigest)>,
+    expelled: BTreeMap<IncarnationId, (LogId, DeathDigest)>,
+    voters: Voters,
+    ttl: Option<Ttl>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Given {
+    until: Time,
+    applied: LogIndex,
+}
+
+impl LeaseVoter {
+    /// A voter that has just started. `limit` is what its disk says of [`Event::LimitFlushed`]; until
+    /// that has run out, promises of its former life may stand (L3).
+    pub fn new(now: Time, store: StoreId, limit: Ttl) -> LeaseVoter {
+        LeaseVoter {
+            store,
+            held: None,
+            limit,
+            unsure_until: now + limit.duration(),
+            promises: BTreeMap::new(),
+            leader: None,
+            leader_seen: now,
+            speak_at: now,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Whether a promise to `incarnation` stands at `now`, or may stand.
+    pub fn may_have_promised(&self, now: Time, incarnation: IncarnationId) -> bool {
+        now < self.unsure_until || self.has_promised(now, incarnation)
+    }
+
+    fn has_promised(&self, now: Time, incarnation: IncarnationId) -> bool {
+        self.promises
+            .get(&incarnation)
+            .is_some_and(|given| now < given.until)
+    }
+
+    fn on_asked(&mut self, now: Time, renewal: Renewal) -> Result<(), Refused> {
+        let held = self.held.as_ref().ok_or(Refused::Mute)?;
+        let verdict = self.judge(now, &held.view, &renewal);
+        if verdict == Verdict::Promised {
+            // L2: from the receiving. L3: for the TTL that the renewal names.
+            let ttl = if keeps(Rule::L3) {
+                renewal.ttl
+            } else {
+                held.view.ttl.unwrap_or(renewal.ttl)
+            };
+            let until = now + ttl.duration();
+            let given = self.promises.entry(renewal.incarnation).or_insert(Given {
+                until,
+                applied: renewal.applied,
+            });
+            given.until = given.until.max(until);
+            given.applied = given.applied.max(renewal.applied);
+        }
+        let promise = Promise {
+            voter: self.store,
+            incarnation: renewal.incarnation,
+            round: renewal.round,
+            verdict,
+        };
+        self.actions.push_back(Action::Answer {
+            to: renewal.node,
+            promise,
+        });
+        Ok(())
+    }
+
+    fn judge(&self, now: Time, view: &View, renewal: &Renewal) -> Verdict {
+        let expelled = view.expelled.contains_key(&renewal.incarnation);
+        // L4: an expulsion in the log or the snapshot is never answered with a promise.
+        if expelled && keeps(Rule::L4) {
+            return Verdict::Expelled;
+        }
+        if !expelled && !view.live.contains_key(&renewal.incarnation) {
+            return Verdict::NotLive;
+        }
+        // L3: nothing longer than what a restart would wait out.
+        if renewal.ttl > self.limit && keeps(Rule::L3) {
+            return Verdict::TtlAboveLimit;
+        }
+        // L8: a majority of an older list is no majority.
+        if renewal.voters < view.voters.version && keeps(Rule::L8) {
+            return Verdict::OldVoters;
+        }
+        if now.since(self.leader_seen) >= renewal.ttl.duration() * NO_LEADER_TTL {
+            return Verdict::NoLeader;
+        }
+        Verdict::Promised
+    }
+
+    fn on_facts_changed(&mut self, now: Time) {
+        let Some(held) = self.held.as_mut() else {
+            return;
+        };
+        let voted = held.view.voters.contains(self.store);
+        held.view = held.settled.clone();
+        for (id, fact) in held.open.values() {
+            held.view.learn(*id, fact);
+        }
+        let view = &held.view;
+        // L8: an added voter counts as restarted.
+        if !voted && view.voters.contains(self.store) {
+            self.unsure_until = self.unsure_until.max(now + self.limit.duration());
+        }
+        if let Some(ttl) = view.ttl.filter(|ttl| *ttl > self.limit) {
+            self.actions.push_back(Action::FlushLimit(ttl));
+        }
+        self.promises.retain(|incarnation, given| {
+            now < given.until
+                || view.live.contains_key(incarnation)
+                || view.expelled.contains_key(incarnation)
+        });
+    }
+
+    fn on_tick(&mut self, now: Time) {
+        if now < self.speak_at {
+            return;
+        }
+        let Some(held) = self.held.as_ref() else {
+            self.speak_at = now + QUIET_PERIOD;
+            return;
+        };
+        self.speak_at = now
+            + held
+                .view
+                .ttl
+                .map_or(QUIET_PERIOD, |ttl| ttl.duration() / SPOKEN_PER_TTL);
+        let Some(to) = self
+            .leader
+            .filter(|_| held.view.voters.contains(self.store))
+        else {
+            return;
+        };
+        for (incarnation, (expel, _)) in &held.view.expelled {
+            // L5: only a voter that holds the entry, and whose promise is over, says so.
+            if !self.may_have_promised(now, *incarnation) {
+                let report = Report {
+                    voter: self.store,
+                    incarnation: *incarnation,
+                    expel: *expel,
+                };
+                self.actions.push_back(Action::Report { to, report });
+            }
+        }
+        let live: Vec<IncarnationId> = held.view.live.keys().copied().collect();
+        let version = held.view.voters.version;
+        // Also without anyone live: the leader counts who holds which list of voters (L8).
+        let pages = live
+            .chunks(SIGHTED_MAX)
+            .map(Some)
+            .chain(live.is_empty().then_some(None));
+        for page in pages {
+            let sighted = page
+                .unwrap_or_default()
+                .iter()
+                .map(|incarnation| self.sight(now, *incarnation));
+            let sighting = Sighting {
+                voter: self.store,
+                voters: version,
+                sighted: sighted.collect(),
+            };
+            self.actions.push_back(Action::Sight { to, sighting });
+        }
+    }
+
+    fn sight(&self, now: Time, incarnation: IncarnationId) -> Sighted {
+        let applied = self
+            .promises
+            .get(&incarnation)
+            .map_or(LogIndex::ZERO, |given| given.applied);
+        Sighted {
+            incarnation,
+            promised: self.may_have_promised(now, incarnation),
+            applied,
+        }
+    }
+}
+
+impl View {
+    fn expel(&mut self, incarnation: IncarnationId, id: LogId) {
+        if let Some((_, death)) = self.live.remove(&incarnation) {
+            self.expelled.insert(incarnation, (id, death));
+        }
+    }
+
+    fn learn(&mut self, id: LogId, fact: &Fact) {
+        match fact {
+            Fact::Live {
+                node,
+                incarnation,
+                death,
+            } => {
+                if self.live.contains_key(incarnation) || self.expelled.contains_key(incarnation) {
+                    return;
+                }
+                let former = self
+                    .live
+                    .iter()
+                    .find(|(_, (of, _))| of == node)
+                    .map(|(former, _)| *former);
+                if let Some(former) = former {
+                    self.expel(former, id);
+                }
+                self.live.insert(*incarnation, (*node, *death));
+            }
+            Fact::Expelled(incarnation) => {
+                self.expel(*incarnation, id);
+            }
+            Fact::Over(incarnation) => {
+                self.live.remove(incarnation);
+                self.expelled.remove(incarnation);
+            }
+            Fact::Dead {
+                incarnation,
+                secret,
+            } => {
+                let live = self.live.get(incarnation).map(|(_, death)| *death);
+                let death =
+                    live.or_else(|| self.expelled.get(incarnation).map(|(_, death)| *death));
+                if death == Some(DeathDigest::of(secret)) {
+                    self.live.remove(incarnation);
+                    self.expelled.remove(incarnation);
+                }
+            }
+            Fact::Formed { voters, ttl } => {
+                self.voters = voters.clone();
+                self.ttl = Some(*ttl);
+            }
+            // As the directory applies it: a change that was not made from the newest list is void.
+            Fact::Voters(voters) if voters.version > self.voters.version => {
+                self.voters = voters.clone()
+            }
+            Fact::Voters(_) => {}
+            Fact::Ttl(ttl) => self.ttl = Some(*ttl),
+        }
+    }
+}
+
+impl Machine for LeaseVoter {
+    type Event = Event;
+    type Action = Action;
+    type Error = Refused;
+
+    fn handle(&mut self, now: Time, event: Event) -> Result<(), Refused> {
+        match event {
+            Event::Read { settled, open } => {
+                let mut held = Held::default();
+                // An added voter counts as restarted; one that only reads again is no added voter.
+                held.view.voters = self
+                    .held
+                    .take()
+                    .map(|held| held.view.voters)
+                    .unwrap_or_default();
+                for (id, fact) in &settled {
+                    held.settled.learn(*id, fact);
+                }
+                held.open = open
+                    .into_iter()
+                    .map(|(id, fact)| (id.index, (id, fact)))
+                    .collect();
+                self.held = Some(held);
+                self.on_facts_changed(now);
+            }
+            Event::Held(id, fact) => {
+                self.held
+                    .as_mut()
+                    .ok_or(Refused::Mute)?
+                    .open
+                    .insert(id.index, (id, fact));
+                self.on_facts_changed(now);
+            }
+            Event::Truncated(from) => {
+                self.held
+                    .as_mut()
+                    .ok_or(Refused::Mute)?
+                    .open
+                    .split_off(&from);
+                self.on_facts_changed(now);
+            }
+            Event::Committed(upto) => {
+                let held = self.held.as_mut().ok_or(Refused::Mute)?;
+                let open = held.open.split_off(&upto.next());
+                for (id, fact) in core::mem::replace(&mut held.open, open).into_values() {
+                    held.settled.learn(id, &fact);
+                }
+            }
+            Event::Asked(renewal) => self.on_asked(now, renewal)?,
+            Event::LimitFlushed(ttl) => self.limit = self.limit.max(ttl),
+            Event::LeaderSeen(node) => {
+                self.leader = Some(node);
+                self.leader_seen = now;
+            }
+            Event::Tick => self.on_tick(now),
+        }
+        Ok(())
+    }
+
+    fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        Some(self.speak_at)
+    }
+}
+
+/// Reports and sightings in one TTL: the leader learns of an end within a quarter of it.
+const SPOKEN_PER_TTL: u32 = 4;
+
+/// How often a voter that knows no TTL yet looks again.
+const QUIET_PERIOD: Duration = Duration::from_millis(250);
+
+/// A voter that has seen no leader for this many TTL promises nothing (L9).
+const NO_LEADER_TTL: u32 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STORE: StoreId = StoreId(1);
+    const INC: IncarnationId = IncarnationId(70);
+
+    fn at(millis: u64) -> Time {
+        Time::from_millis(millis)
+    }
+
+    fn id(index: u64) -> LogId {
+        LogId {
+            term: crate::id::Term(1),
+            index: LogIndex(index),
+        }
+    }
+
+    fn live(incarnation: u64) -> Fact {
+        let (node, incarnation) = (NodeId(7), IncarnationId(incarnation));
+        Fact::Live {
+            node,
+            incarnation,
+            death: DeathDigest::of(&[1; 32]),
+        }
+    }
+
+    fn voter() -> LeaseVoter {
+        let mut voter = LeaseVoter::new(Time::ZERO, STORE, Ttl::from_millis(0));
+        let voters = Voters::first([STORE, StoreId(2), StoreId(3)]);
+        let settled = [
+            (id(1), Fact::Voters(voters)),
+            (id(2), Fact::Ttl(Ttl::DEFAULT)),
+            (id(3), live(70)),
+        ];
+        let read = Event::Read {
+            settled: settled.to_vec(),
+            open: Vec::new(),
+        };
+        voter.handle(Time::ZERO, read).expect("reads");
+        voter
+            .handle(Time::ZERO, Event::LimitFlushed(Ttl::DEFAULT))
+            .expect("flushed");
+        voter
+            .handle(Time::ZERO, Event::LeaderSeen(NodeId(9)))
+            .expect("seen");
+        drain(&mut voter);
+        voter
+    }
+
+    fn drain(voter: &mut LeaseVoter) -> Vec<Action> {
+        core::iter::from_fn(|| voter.poll_action()).collect()
+    }
+
+    fn renewal(ttl: Ttl, version: u64) -> Renewal {
+        Renewal {
+            node: NodeId(7),
+            incarnation: INC,
+            round: 1,
+            ttl,
+            voters: VotersVersion(version),
+            applied: LogIndex(3),
+        }
+    }
+
+    fn check(voter: &mut LeaseVoter, now: Time, renewal: Renewal, expect: Verdict) {
+        voter.handle(now, Event::Asked(renewal)).expect("reads");
+        let answers = drain(voter);
+        let Some(Action::Answer { promise, .. }) = answers.last() else {
+            panic!("{answers:?}")
+        };
+        assert_eq!(promise.verdict, expect);
+    }
+
+    fn reports(voter: &mut LeaseVoter, now: Time) -> Vec<IncarnationId> {
+        voter.handle(now, Event::Tick).expect("ticks");
+        let said = drain(voter).into_iter();
+        said.filter_map(|action| match action {
+            Action::Report { report, .. } => Some(report.incarnation),
+            _ => None,
+        })
+        .collect()
+    }
+
+    use crate::id::VotersVersion;
+
+    #[test]
+    fn a_voter_is_mute_until_it_has_read_its_log_and_snapshot() {
+        let mut voter = LeaseVoter::new(Time::ZERO, STORE, Ttl::DEFAULT);
+        assert_eq!(
+            voter.handle(at(1), Event::Asked(renewal(Ttl::DEFAULT, 1))),
+            Err(Refused::Mute)
+        );
+        assert_eq!(drain(&mut voter), []);
+    }
+
+    #[test]
+    fn each_refusal_has_its_reason() {
+        check(
+            &mut voter(),
+            at(1),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::Promised,
+        );
+        check(
+            &mut voter(),
+            at(1),
+            renewal(Ttl::WAN, 1),
+            Verdict::TtlAboveLimit,
+        );
+        check(
+            &mut voter(),
+            at(1),
+            renewal(Ttl::DEFAULT, 0),
+            Verdict::OldVoters,
+        );
+        check(
+            &mut voter(),
+            at(30_000),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::NoLeader,
+        );
+        let stranger = Renewal {
+            incarnation: IncarnationId(99),
+            ..renewal(Ttl::DEFAULT, 1)
+        };
+        check(&mut voter(), at(1), stranger, Verdict::NotLive);
+        let mut expelled = voter();
+        expelled
+            .handle(at(1), Event::Held(id(4), Fact::Expelled(INC)))
+            .expect("held");
+        check(
+            &mut expelled,
+            at(2),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::Expelled,
+        );
+    }
+
+    #[test]
+    fn a_report_waits_until_the_promise_is_over() {
+        let mut voter = voter();
+        check(
+            &mut voter,
+            at(1_000),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::Promised,
+        );
+        voter
+            .handle(at(1_100), Event::Held(id(4), Fact::Expelled(INC)))
+            .expect("held");
+        assert_eq!(reports(&mut voter, at(3_999)), []);
+        assert_eq!(reports(&mut voter, at(4_749)), [INC]);
+        assert_eq!(
+            reports(&mut voter, at(5_499)),
+            [INC],
+            "repeated until it is over"
+        );
+        voter
+            .handle(at(5_500), Event::Held(id(5), Fact::Over(INC)))
+            .expect("held");
+        assert_eq!(reports(&mut voter, at(6_300)), []);
+    }
+
+    #[test]
+    fn a_truncated_expulsion_is_forgotten_and_a_committed_one_is_not() {
+        let mut voter = voter();
+        voter
+            .handle(at(1), Event::Held(id(4), Fact::Expelled(INC)))
+            .expect("held");
+        voter
+            .handle(at(2), Event::Truncated(LogIndex(4)))
+            .expect("truncated");
+        check(
+            &mut voter,
+            at(3),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::Promised,
+        );
+        voter
+            .handle(at(4), Event::Held(id(5), Fact::Expelled(INC)))
+            .expect("held");
+        voter
+            .handle(at(5), Event::Committed(LogIndex(5)))
+            .expect("committed");
+        voter
+            .handle(at(6), Event::Truncated(LogIndex(4)))
+            .expect("truncated");
+        check(
+            &mut voter,
+            at(7),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::Expelled,
+        );
+    }
+
+    #[test]
+    fn a_restarted_voter_waits_out_the_longest_limit_it_ever_flushed() {
+        let mut voter = LeaseVoter::new(at(10_000), STORE, Ttl::WAN);
+        let voters = Voters::first([STORE]);
+        let settled = [
+            (id(1), Fact::Voters(voters)),
+            (id(3), live(70)),
+            (id(4), Fact::Expelled(INC)),
+        ];
+        let read = Event::Read {
+            settled: settled.to_vec(),
+            open: Vec::new(),
+        };
+        voter.handle(at(10_000), read).expect("reads");
+        voter
+            .handle(at(10_000), Event::LeaderSeen(NodeId(9)))
+            .expect("seen");
+        assert_eq!(reports(&mut voter, at(14_999)), []);
+        assert_eq!(reports(&mut voter, at(15_300)), [INC]);
+    }
+
+    #[test]
+    fn an_added_voter_counts_as_restarted() {
+        let mut voter = voter();
+        let away = Voters {
+            version: VotersVersion(2),
+            ..Voters::first([StoreId(2)])
+        };
+        voter
+            .handle(at(1), Event::Held(id(4), Fact::Voters(away.clone())))
+            .expect("held");
+        let back = away.joint([STORE, StoreId(2)].into_iter().collect());
+        voter
+            .handle(at(10_000), Event::Held(id(5), Fact::Voters(back)))
+            .expect("held");
+        assert!(voter.may_have_promised(at(12_999), INC));
+        assert!(!voter.may_have_promised(at(13_000), INC));
+    }
+
+    #[test]
+    fn a_new_start_of_a_node_expels_the_one_before() {
+        let mut voter = voter();
+        voter
+            .handle(at(1), Event::Held(id(4), live(71)))
+            .expect("held");
+        check(
+            &mut voter,
+            at(2),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::Expelled,
+        );
+        let new = Renewal {
+            incarnation: IncarnationId(71),
+            ..renewal(Ttl::DEFAULT, 1)
+        };
+        check(&mut voter, at(2), new, Verdict::Promised);
+    }
+
+    #[test]
+    fn only_a_note_that_proves_itself_ends_a_life() {
+        let mut voter = voter();
+        let forged = Fact::Dead {
+            incarnation: INC,
+            secret: [2; 32],
+        };
+        voter
+            .handle(at(1), Event::Held(id(4), forged))
+            .expect("held");
+        check(
+            &mut voter,
+            at(2),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::Promised,
+        );
+        let note = Fact::Dead {
+            incarnation: INC,
+            secret: [1; 32],
+        };
+        voter.handle(at(3), Event::Held(id(5), note)).expect("held");
+        check(
+            &mut voter,
+            at(4),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::NotLive,
+        );
+    }
+
+    #[test]
+    fn a_longer_ttl_is_promised_only_after_its_limit_is_flushed() {
+        let mut voter = voter();
+        voter
+            .handle(at(1), Event::Held(id(4), Fact::Ttl(Ttl::WAN)))
+            .expect("held");
+        assert_eq!(drain(&mut voter), [Action::FlushLimit(Ttl::WAN)]);
+        check(
+            &mut voter,
+            at(2),
+            renewal(Ttl::WAN, 1),
+            Verdict::TtlAboveLimit,
+        );
+        voter
+            .handle(at(3), Event::LimitFlushed(Ttl::WAN))
+            .expect("flushed");
+        check(&mut voter, at(4), renewal(Ttl::WAN, 1), Verdict::Promised);
+    }
+}

@@ -1,0 +1,856 @@
+//! The store's side of replication: promise, append, flush, answer.
+//!
+//! Owns: rule R1 (one promise a slot and an excepted child; chains; truncation of a tail that
+//! disagrees) and what R3 and R8 need to know of a store that was damaged. Never judges who may own
+//! a unit: it knows epochs, not owners.
+//!
+//! The machine keeps the heads of every chain in memory and no bodies; the shell writes, reads and
+//! flushes. Writes are flushed in the order in which they were asked for, and an answer leaves when
+//! everything it rests on is flushed.
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+
+use super::slots::SlotMap;
+use crate::id::{ChildId, Epoch, IncarnationId, NodeId, Seq, SlotRange, StoreId, UnitId};
+use crate::machine::Machine;
+use crate::rules::{Rule, keeps};
+use crate::time::Time;
+use crate::wire::record::{Head, Record};
+use crate::wire::replica::{
+    Append, Ask, CHAIN_RECORDS_MAX, INDEX_PAGE, Indexed, ReplicaAnswer, ReplicaRequest, Said, Scope,
+};
+
+/// One open store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Replica {
+    store: StoreId,
+    session: IncarnationId,
+    /// The promise of every slot.
+    promises: SlotMap<Epoch>,
+    /// Excepted children have a promise of their own (S1).
+    child_promises: BTreeMap<ChildId, Epoch>,
+    /// Scopes sealed since the store was opened: older requests are not for this session.
+    sealed_slots: SlotMap<Epoch>,
+    sealed_children: BTreeMap<ChildId, Epoch>,
+    chains: BTreeMap<ChildId, Chain>,
+    cut: Cut,
+    /// Answers that wait for a flush, by its ticket.
+    waiting: BTreeMap<u64, Vec<Answer>>,
+    next_ticket: u64,
+    /// Every ticket below this one is flushed.
+    flushed: u64,
+    reads: BTreeMap<u64, Reading>,
+    next_read: u64,
+    actions: VecDeque<Action>,
+}
+
+/// What a store held when it was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Opened {
+    /// Promises of slots.
+    pub promises: Vec<(SlotRange, Epoch)>,
+    /// Promises of excepted children.
+    pub child_promises: Vec<(ChildId, Epoch)>,
+    /// Every child's chain.
+    pub chains: Vec<OpenedChain>,
+    /// The store lost its last write or part of it, now or at an earlier opening since which nobody
+    /// has confirmed these slots. It may have been torn, or flushed and damaged: nobody can tell (R8).
+    pub cut: CutMark,
+}
+
+/// Which part of a store was cut and not confirmed since.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CutMark {
+    /// Slots.
+    pub slots: Vec<SlotRange>,
+    /// Excepted children whose slots are confirmed for the others.
+    pub children: BTreeSet<ChildId>,
+    /// Excepted children that are confirmed though their slots are not.
+    pub confirmed: BTreeSet<ChildId>,
+}
+
+/// One chain as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OpenedChain {
+    /// Whose.
+    pub child: ChildId,
+    /// The intact records from the oldest kept one on.
+    pub heads: Vec<Head>,
+    /// A damaged record stands after them, with others behind it.
+    pub damaged: bool,
+}
+
+/// What may happen to a store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// An owner asks.
+    Asked {
+        /// The owner's node.
+        from: NodeId,
+        /// What it asks.
+        request: ReplicaRequest,
+    },
+    /// A write is flushed, and every write before it.
+    Flushed {
+        /// Its ticket.
+        ticket: u64,
+    },
+    /// Records were read.
+    Read {
+        /// The read's number.
+        read: u64,
+        /// What was found, in order; intact.
+        records: Vec<Record>,
+    },
+    /// A record of this child is damaged: found by a read or by the scrubber.
+    Damage {
+        /// Whose.
+        child: ChildId,
+        /// The first damaged record.
+        at: Seq,
+    },
+}
+
+/// What a store wants done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Write these as one, after every earlier write; flush; then say [`Event::Flushed`].
+    Write {
+        /// Names the write.
+        ticket: u64,
+        /// What to write, in order.
+        batch: Vec<Write>,
+    },
+    /// Read the child's records after `after`, at most [`CHAIN_RECORDS_MAX`].
+    Read {
+        /// Names the read.
+        read: u64,
+        /// Whose.
+        child: ChildId,
+        /// The last record not wanted.
+        after: Seq,
+    },
+    /// Send an answer.
+    Answer {
+        /// The owner's node.
+        to: NodeId,
+        /// What to send.
+        answer: ReplicaAnswer,
+    },
+}
+
+/// One change of the store's content.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)] // the fields are named for what they hold
+pub enum Write {
+    /// The slots' promise.
+    Promise { range: SlotRange, epoch: Epoch },
+    /// An excepted child's promise.
+    ChildPromise { child: ChildId, epoch: Epoch },
+    /// The child's records after `after` are gone.
+    Truncate { child: ChildId, after: Seq },
+    /// The child's records before `from` are gone.
+    Prune { child: ChildId, from: Seq },
+    /// All the child's records are gone.
+    Drop { child: ChildId },
+    /// A record is appended to its child's chain.
+    Put(Record),
+    /// The child's chain is damaged after its last intact record, or whole again.
+    Damaged { child: ChildId, damaged: bool },
+    /// What of the cut is not confirmed yet.
+    Cut(CutMark),
+}
+
+/// Why an event was refused. Nothing has changed, in every case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The records are not intact, not of the child, or not a chain.
+    #[error("the records are not an intact chain")]
+    BadChain,
+    /// There is no such ticket or read.
+    #[error("there is no such write or read")]
+    Unknown,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Chain {
+    /// From the oldest kept record on.
+    heads: VecDeque<Head>,
+    /// Something after them was lost.
+    damaged: bool,
+    /// In this session it was found to agree with the owner of this epoch: nothing older of that
+    /// owner may replace it.
+    agreed: Option<Epoch>,
+    /// Who wrote last, to be told of damage.
+    writer: Option<(NodeId, UnitId, Epoch)>,
+}
+
+/// What the store lost when it was opened and nobody has confirmed yet (R8).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Cut {
+    slots: SlotMap<bool>,
+    children: BTreeSet<ChildId>,
+    confirmed: BTreeSet<ChildId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Answer {
+    to: NodeId,
+    unit: UnitId,
+    epoch: Epoch,
+    said: Said,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Reading {
+    to: NodeId,
+    unit: UnitId,
+    epoch: Epoch,
+    child: ChildId,
+    after: Seq,
+}
+
+impl Replica {
+    /// A store that was just opened by this start of its node.
+    pub fn open(store: StoreId, session: IncarnationId, opened: Opened) -> Replica {
+        let mut replica = Replica {
+            store,
+            session,
+            promises: SlotMap::default(),
+            child_promises: opened.child_promises.into_iter().collect(),
+            sealed_slots: SlotMap::default(),
+            sealed_children: BTreeMap::new(),
+            chains: BTreeMap::new(),
+            cut: Cut {
+                slots: SlotMap::default(),
+                children: opened.cut.children,
+                confirmed: opened.cut.confirmed,
+            },
+            waiting: BTreeMap::new(),
+            next_ticket: 1,
+            flushed: 1,
+            reads: BTreeMap::new(),
+            next_read: 1,
+            actions: VecDeque::new(),
+        };
+        for (range, epoch) in opened.promises {
+            replica.promises.set(range, epoch);
+        }
+        for range in opened.cut.slots {
+            replica.cut.slots.set(range, true);
+        }
+        for OpenedChain {
+            child,
+            heads,
+            damaged,
+        } in opened.chains
+        {
+            replica.chains.insert(
+                child,
+                Chain {
+                    heads: heads.into(),
+                    damaged,
+                    ..Chain::default()
+                },
+            );
+        }
+        replica
+    }
+
+    /// Whose store this is.
+    pub fn store(&self) -> StoreId {
+        self.store
+    }
+
+    /// Where the child's chain ends, flushed or not.
+    pub fn tail(&self, child: &ChildId) -> Head {
+        self.chains.get(child).map_or(Head::NONE, Chain::tail)
+    }
+
+    /// Whether the whole scope may count in a takeover by itself: neither cut nor damaged (R3, R8).
+    pub fn is_whole(&self, scope: &Scope) -> bool {
+        !self.is_cut(scope) && self.in_scope(scope, None).all(|(_, chain)| !chain.damaged)
+    }
+
+    fn on_asked(&mut self, from: NodeId, request: ReplicaRequest) -> Result<(), Refused> {
+        let ReplicaRequest {
+            unit,
+            epoch,
+            session,
+            ask,
+            ..
+        } = request;
+        let answer = |said| Answer {
+            to: from,
+            unit,
+            epoch,
+            said,
+        };
+        let this_session = session == Some(self.session);
+        match ask {
+            Ask::Seal { scope, after } => self.seal(answer, epoch, &scope, after),
+            _ if !this_session => self.answer_now(answer(Said::Unsealed)),
+            Ask::Append(append) => {
+                if let Err(said) = self.admits(&append.child, epoch) {
+                    self.answer_now(answer(said));
+                } else {
+                    self.append(from, unit, epoch, append)?;
+                }
+            }
+            Ask::Fetch { child, after } => {
+                if let Err(said) = self.admits(&child, epoch) {
+                    self.answer_now(answer(said));
+                } else {
+                    self.fetch(Reading {
+                        to: from,
+                        unit,
+                        epoch,
+                        child,
+                        after,
+                    });
+                }
+            }
+            Ask::Confirm { scope } => match self.admits_scope(&scope, epoch) {
+                Err(said) => self.answer_now(answer(said)),
+                Ok(()) => self.confirm(answer(Said::Confirmed), &scope),
+            },
+        }
+        Ok(())
+    }
+
+    /// Raises the promise and lists the heads (T1).
+    fn seal(
+        &mut self,
+        answer: impl Fn(Said) -> Answer,
+        epoch: Epoch,
+        scope: &Scope,
+        after: Option<ChildId>,
+    ) {
+        let promised = self.highest_promise(scope);
+        // R1: never below a promise.
+        if epoch < promised && keeps(Rule::R1) {
+            self.answer_now(answer(Said::Promised(promised)));
+            return;
+        }
+        let batch = self.promise(scope, epoch);
+        let mut page = Vec::new();
+        let mut more = false;
+        for (child, chain) in self.in_scope(scope, after.as_ref()) {
+            if page.len() == INDEX_PAGE {
+                more = true;
+                break;
+            }
+            page.push(Indexed {
+                child: child.clone(),
+                tail: chain.tail(),
+                damaged: chain.damaged,
+            });
+        }
+        let cut = self.is_cut(scope);
+        // R1: the promise is flushed before it is answered; so is every head of the page.
+        self.write_then(
+            batch,
+            answer(Said::Sealed {
+                after,
+                page,
+                more,
+                cut,
+            }),
+        );
+    }
+
+    fn promise(&mut self, scope: &Scope, epoch: Epoch) -> Vec<Write> {
+        let mut batch = Vec::new();
+        match scope {
+            Scope::Slots { range, except } => {
+                // S1: an excepted child keeps the promise it had before its shard's goes on.
+                for child in except {
+                    if !self.child_promises.contains_key(child) {
+                        let kept = *self.promises.get(child.slot());
+                        self.child_promises.insert(child.clone(), kept);
+                        batch.push(Write::ChildPromise {
+                            child: child.clone(),
+                            epoch: kept,
+                        });
+                    }
+                }
+                if self
+                    .promises
+                    .iter(*range)
+                    .any(|(_, promise)| *promise < epoch)
+                {
+                    self.promises
+                        .update(*range, |promise| (*promise).max(epoch));
+                    batch.push(Write::Promise {
+                        range: *range,
+                        epoch,
+                    });
+                }
+                self.sealed_slots
+                    .update(*range, |sealed| (*sealed).max(epoch));
+            }
+            Scope::Child(child) => {
+                if self
+                    .child_promises
+                    .get(child)
+                    .is_none_or(|promise| *promise < epoch)
+                {
+                    self.child_promises.insert(child.clone(), epoch);
+                    batch.push(Write::ChildPromise {
+                        child: child.clone(),
+                        epoch,
+                    });
+                }
+                self.sealed_children.insert(child.clone(), epoch);
+            }
+        }
+        batch
+    }
+
+    fn append(
+        &mut self,
+        from: NodeId,
+        unit: UnitId,
+        epoch: Epoch,
+        append: Append,
+    ) -> Result<(), Refused> {
+        if !is_chain(&append) {
+            return Err(Refused::BadChain);
+        }
+        let child = append.child.clone();
+        let chain = self.chains.entry(child.clone()).or_default();
+        chain.writer = Some((from, unit, epoch));
+        let upto = append.records.last().map_or(append.prev, Record::head);
+        let said = match chain.merge(epoch, append) {
+            Ok(batch) => {
+                let appended = Answer {
+                    to: from,
+                    unit,
+                    epoch,
+                    said: Said::Appended { child, upto },
+                };
+                self.write_then(batch, appended);
+                return Ok(());
+            }
+            Err(tail) => Said::Mismatch { child, tail },
+        };
+        self.answer_now(Answer {
+            to: from,
+            unit,
+            epoch,
+            said,
+        });
+        Ok(())
+    }
+
+    fn fetch(&mut self, reading: Reading) {
+        if self.reads.len() == READS_MAX {
+            // The oldest reader has waited longest and has asked again by now.
+            self.reads.pop_first();
+        }
+        let read = self.next_read;
+        self.next_read += 1;
+        let (child, after) = (reading.child.clone(), reading.after);
+        self.reads.insert(read, reading);
+        self.actions.push_back(Action::Read { read, child, after });
+    }
+
+    fn on_read(&mut self, read: u64, records: Vec<Record>) -> Result<(), Refused> {
+        let Reading {
+            to,
+            unit,
+            epoch,
+            child,
+            after,
+        } = self.reads.remove(&read).ok_or(Refused::Unknown)?;
+        let said = match self.admits(&child, epoch) {
+            Ok(()) => Said::Fetched {
+                child,
+                after,
+                records,
+            },
+            Err(said) => said,
+        };
+        self.answer_now(Answer {
+            to,
+            unit,
+            epoch,
+            said,
+        });
+        Ok(())
+    }
+
+    /// The owner has found everything in the scope in agreement with its own.
+    fn confirm(&mut self, answer: Answer, scope: &Scope) {
+        let mut batch = Vec::new();
+        if self.is_cut(scope) {
+            self.cut.confirm(scope);
+            batch.push(Write::Cut(self.cut.mark()));
+        }
+        let damaged: Vec<ChildId> = self
+            .in_scope(scope, None)
+            .filter(|(_, chain)| chain.damaged)
+            .map(|(child, _)| child.clone())
+            .collect();
+        for child in damaged {
+            self.chains
+                .entry(child.clone())
+                .and_modify(|chain| chain.damaged = false);
+            batch.push(Write::Damaged {
+                child,
+                damaged: false,
+            });
+        }
+        self.write_then(batch, answer);
+    }
+
+    fn on_damage(&mut self, child: &ChildId, at: Seq) {
+        let Some(chain) = self.chains.get_mut(child) else {
+            return;
+        };
+        if chain.heads.iter().all(|head| head.seq < at) {
+            return;
+        }
+        while chain.heads.back().is_some_and(|head| head.seq >= at) {
+            chain.heads.pop_back();
+        }
+        chain.damaged = true;
+        chain.agreed = None;
+        let writer = chain.writer;
+        let (after, damaged) = (Seq(at.0.saturating_sub(1)), true);
+        self.write(alloc::vec![
+            Write::Truncate {
+                child: child.clone(),
+                after
+            },
+            Write::Damaged {
+                child: child.clone(),
+                damaged
+            },
+        ]);
+        if let Some((to, unit, epoch)) = writer {
+            self.answer_now(Answer {
+                to,
+                unit,
+                epoch,
+                said: Said::Damaged {
+                    child: child.clone(),
+                },
+            });
+        }
+    }
+
+    /// Whether a request of `epoch` may touch the child: at the promise exactly, and sealed in this
+    /// session (R1).
+    fn admits(&self, child: &ChildId, epoch: Epoch) -> Result<(), Said> {
+        let own = self.child_promises.get(child);
+        let promised = *own.unwrap_or_else(|| self.promises.get(child.slot()));
+        if epoch < promised && keeps(Rule::R1) {
+            return Err(Said::Promised(promised));
+        }
+        let sealed = match own {
+            Some(_) => self
+                .sealed_children
+                .get(child)
+                .copied()
+                .unwrap_or(Epoch::ZERO),
+            None => *self.sealed_slots.get(child.slot()),
+        };
+        if sealed < epoch {
+            Err(Said::Unsealed)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn admits_scope(&self, scope: &Scope, epoch: Epoch) -> Result<(), Said> {
+        let promised = self.highest_promise(scope);
+        if epoch < promised && keeps(Rule::R1) {
+            return Err(Said::Promised(promised));
+        }
+        let sealed = match scope {
+            Scope::Slots { range, .. } => self
+                .sealed_slots
+                .iter(*range)
+                .all(|(_, sealed)| *sealed >= epoch),
+            Scope::Child(child) => self
+                .sealed_children
+                .get(child)
+                .is_some_and(|sealed| *sealed >= epoch),
+        };
+        if sealed { Ok(()) } else { Err(Said::Unsealed) }
+    }
+
+    fn highest_promise(&self, scope: &Scope) -> Epoch {
+        match scope {
+            Scope::Slots { range, except } => {
+                let slots = self.promises.iter(*range).map(|(_, promise)| *promise);
+                // A child that has a promise of its own and that the asker does not except was
+                // excepted after the asker's grant.
+                let own = self.child_promises.iter().filter(|(child, _)| {
+                    range.contains(child.slot()) && except.binary_search(child).is_err()
+                });
+                slots
+                    .chain(own.map(|(_, promise)| *promise))
+                    .max()
+                    .unwrap_or(Epoch::ZERO)
+            }
+            Scope::Child(child) => {
+                let own = self.child_promises.get(child);
+                *own.unwrap_or_else(|| self.promises.get(child.slot()))
+            }
+        }
+    }
+
+    fn in_scope<'a>(
+        &'a self,
+        scope: &'a Scope,
+        after: Option<&'a ChildId>,
+    ) -> impl Iterator<Item = (&'a ChildId, &'a Chain)> {
+        use core::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let chains = self.chains.range::<ChildId, _>((from, Bound::Unbounded));
+        chains.filter(|(child, chain)| {
+            scope.holds(child) && (!chain.heads.is_empty() || chain.damaged)
+        })
+    }
+
+    fn is_cut(&self, scope: &Scope) -> bool {
+        match scope {
+            Scope::Slots { range, .. } => self.cut.slots.iter(*range).any(|(_, cut)| *cut),
+            Scope::Child(child) => {
+                let slot_cut = *self.cut.slots.get(child.slot());
+                self.cut.children.contains(child)
+                    || (slot_cut && !self.cut.confirmed.contains(child))
+            }
+        }
+    }
+
+    fn write(&mut self, batch: Vec<Write>) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.actions.push_back(Action::Write { ticket, batch });
+        ticket
+    }
+
+    /// Answers once `batch`, and everything written before it, is flushed.
+    fn write_then(&mut self, batch: Vec<Write>, answer: Answer) {
+        let ticket = if batch.is_empty() {
+            self.next_ticket - 1
+        } else {
+            self.write(batch)
+        };
+        if ticket < self.flushed {
+            self.answer_now(answer);
+        } else {
+            self.waiting.entry(ticket).or_default().push(answer);
+        }
+    }
+
+    fn on_flushed(&mut self, ticket: u64) -> Result<(), Refused> {
+        if ticket >= self.next_ticket {
+            return Err(Refused::Unknown);
+        }
+        self.flushed = self.flushed.max(ticket + 1);
+        let later = self.waiting.split_off(&(ticket + 1));
+        for answer in core::mem::replace(&mut self.waiting, later)
+            .into_values()
+            .flatten()
+        {
+            self.answer_now(answer);
+        }
+        Ok(())
+    }
+
+    fn answer_now(&mut self, answer: Answer) {
+        let Answer {
+            to,
+            unit,
+            epoch,
+            said,
+        } = answer;
+        let answer = ReplicaAnswer {
+            store: self.store,
+            unit,
+            epoch,
+            session: self.session,
+            said,
+        };
+        self.actions.push_back(Action::Answer { to, answer });
+    }
+}
+
+impl Cut {
+    fn confirm(&mut self, scope: &Scope) {
+        match scope {
+            Scope::Slots { range, except } => {
+                // What the shard's owner confirms says nothing of the children it excepts.
+                let unsure = except.iter().filter(|child| {
+                    *self.slots.get(child.slot()) && !self.confirmed.contains(*child)
+                });
+                self.children.extend(unsure.cloned());
+                self.slots.set(*range, false);
+            }
+            Scope::Child(child) => {
+                self.children.remove(child);
+                self.confirmed.insert(child.clone());
+            }
+        }
+        let slots = &self.slots;
+        self.confirmed.retain(|child| *slots.get(child.slot()));
+    }
+
+    fn mark(&self) -> CutMark {
+        let cut = self.slots.iter(SlotRange::ALL).filter(|(_, cut)| **cut);
+        CutMark {
+            slots: cut.map(|(range, _)| range).collect(),
+            children: self.children.clone(),
+            confirmed: self.confirmed.clone(),
+        }
+    }
+}
+
+impl Chain {
+    fn tail(&self) -> Head {
+        self.heads.back().copied().unwrap_or(Head::NONE)
+    }
+
+    /// Makes the chain agree with the owner's; the writes that this takes, or the tail when the
+    /// records do not connect.
+    fn merge(&mut self, epoch: Epoch, append: Append) -> Result<Vec<Write>, Head> {
+        let Append {
+            child,
+            prev,
+            from_base,
+            records,
+            adopted,
+            keep_from,
+        } = append;
+        let last = records.last().map_or(prev, Record::head);
+        let agreed = self.agreed == Some(epoch);
+        if agreed && last.seq <= self.tail().seq {
+            return Ok(Vec::new());
+        }
+        let mut batch = Vec::new();
+        let mut records = records.into_iter().peekable();
+        let mut at = match self.position(prev) {
+            Some(after) if !from_base => after,
+            _ => {
+                // Skip what was pruned here; go on from the first record that stands here too.
+                let known = records.peek().and_then(|first| self.position(first.head()));
+                match known {
+                    Some(after) => {
+                        records.next();
+                        after
+                    }
+                    None if from_base => {
+                        if !self.heads.is_empty() {
+                            batch.push(Write::Drop {
+                                child: child.clone(),
+                            });
+                            self.heads.clear();
+                        }
+                        0
+                    }
+                    None => return Err(self.tail()),
+                }
+            }
+        };
+        for record in records {
+            let head = record.head();
+            if self.heads.get(at) != Some(&head) {
+                self.truncate(&child, at, &mut batch);
+                self.heads.push_back(head);
+                batch.push(Write::Put(record));
+            }
+            at += 1;
+        }
+        // R1: what an earlier owner wrote beyond what this one took over was never acknowledged.
+        if self
+            .heads
+            .get(at)
+            .is_some_and(|head| head.seq > adopted && head.epoch < epoch)
+        {
+            self.truncate(&child, at, &mut batch);
+        }
+        self.agreed = Some(epoch);
+        self.prune(&child, keep_from, &mut batch);
+        Ok(batch)
+    }
+
+    /// How many records stand up to and with this one; `None` when it does not stand here.
+    fn position(&self, head: Head) -> Option<usize> {
+        if head == Head::NONE {
+            let from_first = self.heads.front().is_none_or(|first| first.seq == Seq(1));
+            return from_first.then_some(0);
+        }
+        let first = self.heads.front()?.seq;
+        let place = usize::try_from(head.seq.0.checked_sub(first.0)?).ok()?;
+        (self.heads.get(place) == Some(&head)).then_some(place + 1)
+    }
+
+    fn truncate(&mut self, child: &ChildId, keep: usize, batch: &mut Vec<Write>) {
+        if keep >= self.heads.len() {
+            return;
+        }
+        let after = Seq(self.heads[keep].seq.0 - 1);
+        self.heads.truncate(keep);
+        batch.push(Write::Truncate {
+            child: child.clone(),
+            after,
+        });
+    }
+
+    fn prune(&mut self, child: &ChildId, from: Seq, batch: &mut Vec<Write>) {
+        let stands = self.heads.iter().any(|head| head.seq == from);
+        if stands && self.heads.front().is_some_and(|first| first.seq < from) {
+            self.heads.retain(|head| head.seq >= from);
+            batch.push(Write::Prune {
+                child: child.clone(),
+                from,
+            });
+        }
+    }
+}
+
+/// Whether the records are intact, the child's, and each follows the one before.
+fn is_chain(append: &Append) -> bool {
+    let mut prev = append.prev;
+    append.records.len() <= CHAIN_RECORDS_MAX
+        && append.records.iter().enumerate().all(|(nth, record)| {
+            let follows = record.prev == prev || (nth == 0 && append.from_base);
+            prev = record.head();
+            follows && record.child == append.child && record.is_intact()
+        })
+}
+
+impl Machine for Replica {
+    type Event = Event;
+    type Action = Action;
+    type Error = Refused;
+
+    fn handle(&mut self, _: Time, event: Event) -> Result<(), Refused> {
+        match event {
+            Event::Asked { from, request } => self.on_asked(from, request),
+            Event::Flushed { ticket } => self.on_flushed(ticket),
+            Event::Read { read, records } => self.on_read(read, records),
+            Event::Damage { child, at } => {
+                self.on_damage(&child, at);
+                Ok(())
+            }
+        }
+    }
+
+    fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// A store waits for no clock: it only answers.
+    fn next_deadline(&self) -> Option<Time> {
+        None
+    }
+}
+
+/// Reads under way: an owner asks again when its answer is late, so more would only repeat.
+const READS_MAX: usize = 1_024;

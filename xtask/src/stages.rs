@@ -1,0 +1,353 @@
+//! The stages of `cargo xtask test`.
+//!
+//! Owns: their order and the command lines of each, which [`Stage::steps`] works out from what is
+//! there without running anything. Never captures a test runner's output, and never goes on after a
+//! stage that failed: what comes later would only hide the reason.
+
+use std::time::{Duration, Instant};
+
+use crate::console::say;
+use crate::demo;
+use crate::line::{Line, workspace_root};
+use crate::needs::{Probe, is_present};
+
+/// How `cargo xtask test` was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TestOptions {
+    /// This stage alone; all of them otherwise.
+    pub(crate) only: Option<Stage>,
+    /// Longer suites.
+    pub(crate) long: bool,
+    /// Install what is missing without asking.
+    pub(crate) yes: bool,
+}
+
+/// A stage. The cheapest to run and the quickest to be wrong comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    House,
+    Units,
+    Clippy,
+    EndToEnd,
+    Demo,
+}
+
+/// What decides which steps a stage has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    nextest: bool,
+    deny: bool,
+    /// `protocol/sim/tests/sabotage.rs` exists.
+    sabotage: bool,
+    long: bool,
+}
+
+/// One thing a stage does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Run(Line),
+    /// Tells the demo's story.
+    Demo,
+    /// Nothing is run, and why.
+    Skip(&'static str),
+}
+
+/// Runs the stages, then says how long each took.
+pub(crate) fn run(options: &TestOptions) -> Result<(), String> {
+    let found = Found::look(options.long);
+    let stages: Vec<Stage> = match options.only {
+        Some(stage) => vec![stage],
+        None => Stage::ALL.to_vec(),
+    };
+    let mut taken = Vec::new();
+    let mut outcome = Ok(());
+    for stage in stages {
+        say(&format!("==> {}: {}", stage.name(), stage.what()));
+        let steps = stage.steps(found);
+        let started = Instant::now();
+        outcome = steps.iter().try_for_each(Step::run);
+        let seconds = started.elapsed();
+        let word = match &outcome {
+            Err(_) => "FAILED",
+            Ok(()) if steps.iter().all(Step::is_skipped) => "skipped",
+            Ok(()) => "passed",
+        };
+        say(&format!(
+            "==> {} {word} in {}\n",
+            stage.name(),
+            show(seconds)
+        ));
+        taken.push((stage, seconds, word));
+        if outcome.is_err() {
+            break;
+        }
+    }
+    say(&table(&taken));
+    outcome.map_err(|why| match taken.last() {
+        Some((stage, ..)) => format!(
+            "stage `{0}` failed: {why}\nOnly this stage: cargo xtask test --stage {0}",
+            stage.name()
+        ),
+        None => why,
+    })
+}
+
+impl Stage {
+    /// In the order they run in.
+    pub(crate) const ALL: [Stage; 5] = [
+        Stage::House,
+        Stage::Units,
+        Stage::Clippy,
+        Stage::EndToEnd,
+        Stage::Demo,
+    ];
+
+    /// What is typed after `--stage`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Stage::House => "house",
+            Stage::Units => "units",
+            Stage::Clippy => "clippy",
+            Stage::EndToEnd => "e2e",
+            Stage::Demo => "demo",
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Stage::House => "formatting, layering, licences",
+            Stage::Units => "unit tests, documentation tests, simulator",
+            Stage::Clippy => "lints, each warning an error",
+            Stage::EndToEnd => "real processes, real clients",
+            Stage::Demo => "the demo, as shown to a guest",
+        }
+    }
+
+    fn steps(self, found: Found) -> Vec<Step> {
+        match self {
+            Stage::House => vec![
+                Step::cargo("fmt --all --check"),
+                Step::cargo("test --quiet -p xtask"),
+                licences(found),
+            ],
+            // The documentation tests go first: a workspace has few, and what stands last on the
+            // screen should be the summary of the many.
+            Stage::Units => [Step::Run(long(
+                Line::cargo("test --quiet --doc --workspace"),
+                found,
+            ))]
+            .into_iter()
+            .chain([unit_tests(found)])
+            .chain(sabotage(found))
+            .collect(),
+            Stage::Clippy => vec![Step::cargo(
+                "clippy --workspace --all-targets -- -D warnings",
+            )],
+            Stage::EndToEnd => {
+                vec![Step::Skip(
+                    "there are no end-to-end tests yet: they need real nodes",
+                )]
+            }
+            Stage::Demo => vec![Step::Demo],
+        }
+    }
+}
+
+/// Licences, bans and sources. Advisories are left out: they need a database from the network, and
+/// a test that passes today must not fail tomorrow because somebody else published something.
+fn licences(found: Found) -> Step {
+    if found.deny {
+        Step::cargo("deny check bans licenses sources")
+    } else {
+        Step::Skip("cargo-deny is not installed (cargo install cargo-deny)")
+    }
+}
+
+fn unit_tests(found: Found) -> Step {
+    let line = match (found.nextest, found.long) {
+        (true, false) => Line::cargo("nextest run --workspace --exclude xtask"),
+        (true, true) => Line::cargo("nextest run --workspace --exclude xtask --profile long"),
+        (false, _) => Line::cargo("test --workspace --exclude xtask --lib --bins --tests"),
+    };
+    Step::Run(long(line, found))
+}
+
+/// The build in which one numbered rule at a time is switched off, and the simulator must notice.
+/// Plain `cargo test`: the rules are switched for a whole process, so that its rows share one.
+fn sabotage(found: Found) -> Option<Step> {
+    let line = Line::cargo("test -p understudy-sim --features sabotage --test sabotage");
+    found.sabotage.then(|| Step::Run(long(line, found)))
+}
+
+fn long(line: Line, found: Found) -> Line {
+    if found.long {
+        line.with_env("UNDERSTUDY_LONG", "1")
+    } else {
+        line
+    }
+}
+
+impl Found {
+    fn look(long: bool) -> Found {
+        Found {
+            nextest: is_present(&Probe::Program("cargo-nextest")),
+            deny: is_present(&Probe::Program("cargo-deny")),
+            sabotage: workspace_root()
+                .join("protocol/sim/tests/sabotage.rs")
+                .exists(),
+            long,
+        }
+    }
+}
+
+impl Step {
+    fn cargo(text: &str) -> Step {
+        Step::Run(Line::cargo(text))
+    }
+
+    fn is_skipped(&self) -> bool {
+        matches!(self, Step::Skip(_))
+    }
+
+    fn run(&self) -> Result<(), String> {
+        match self {
+            Step::Run(line) => {
+                say(&format!("$ {line}"));
+                line.run().map_err(|why| why.to_string())
+            }
+            Step::Demo => demo::run(demo::SEED),
+            Step::Skip(why) => {
+                say(&format!("skipped: {why}"));
+                Ok(())
+            }
+        }
+    }
+}
+
+fn table(taken: &[(Stage, Duration, &str)]) -> String {
+    let all: Duration = taken.iter().map(|(_, seconds, _)| *seconds).sum();
+    let mut text = String::from("stage      seconds\n");
+    for (stage, seconds, word) in taken {
+        text.push_str(&format!(
+            "{:<8}{:>10}  {word}\n",
+            stage.name(),
+            show(*seconds)
+        ));
+    }
+    text.push_str(&format!("{:<8}{:>10}\n", "all", show(all)));
+    text
+}
+
+fn show(seconds: Duration) -> String {
+    format!("{:.1} s", seconds.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(stage: Stage, found: Found, expect: &[&str]) {
+        let shown: Vec<String> = stage
+            .steps(found)
+            .iter()
+            .map(|step| match step {
+                Step::Run(line) => line.to_string(),
+                Step::Demo => "demo".to_owned(),
+                Step::Skip(why) => format!("skipped: {why}"),
+            })
+            .collect();
+        assert_eq!(shown, expect, "{stage:?} with {found:?}");
+    }
+
+    const BARE: Found = Found {
+        nextest: false,
+        deny: false,
+        sabotage: false,
+        long: false,
+    };
+
+    #[test]
+    fn without_nextest_plain_cargo_test_serves_and_documentation_tests_run_in_both() {
+        check(
+            Stage::Units,
+            BARE,
+            &[
+                "cargo test --quiet --doc --workspace",
+                "cargo test --workspace --exclude xtask --lib --bins --tests",
+            ],
+        );
+        check(
+            Stage::Units,
+            Found {
+                nextest: true,
+                ..BARE
+            },
+            &[
+                "cargo test --quiet --doc --workspace",
+                "cargo nextest run --workspace --exclude xtask",
+            ],
+        );
+    }
+
+    #[test]
+    fn long_reaches_every_test_run() {
+        check(
+            Stage::Units,
+            Found {
+                nextest: true,
+                long: true,
+                sabotage: true,
+                ..BARE
+            },
+            &[
+                "UNDERSTUDY_LONG=1 cargo test --quiet --doc --workspace",
+                "UNDERSTUDY_LONG=1 cargo nextest run --workspace --exclude xtask --profile long",
+                "UNDERSTUDY_LONG=1 cargo test -p understudy-sim --features sabotage --test sabotage",
+            ],
+        );
+    }
+
+    #[test]
+    fn licences_are_checked_where_the_checker_is_installed_and_named_as_skipped_otherwise() {
+        let first = ["cargo fmt --all --check", "cargo test --quiet -p xtask"];
+        let skipped = "skipped: cargo-deny is not installed (cargo install cargo-deny)";
+        check(Stage::House, BARE, &[first[0], first[1], skipped]);
+        let checked = "cargo deny check bans licenses sources";
+        check(
+            Stage::House,
+            Found { deny: true, ..BARE },
+            &[first[0], first[1], checked],
+        );
+    }
+
+    #[test]
+    fn the_other_stages_do_one_thing() {
+        check(
+            Stage::Clippy,
+            BARE,
+            &["cargo clippy --workspace --all-targets -- -D warnings"],
+        );
+        check(
+            Stage::EndToEnd,
+            BARE,
+            &["skipped: there are no end-to-end tests yet: they need real nodes"],
+        );
+        check(Stage::Demo, BARE, &["demo"]);
+    }
+
+    #[test]
+    fn the_table_adds_up() {
+        let taken = [
+            (Stage::House, Duration::from_millis(1_500), "passed"),
+            (Stage::Units, Duration::from_millis(20_000), "FAILED"),
+        ];
+        assert_eq!(
+            table(&taken),
+            "stage      seconds\n\
+             house        1.5 s  passed\n\
+             units       20.0 s  FAILED\n\
+             all         21.5 s\n"
+        );
+    }
+}
