@@ -290,6 +290,16 @@ pub fn decode_whole<T: Message>(bytes: &[u8]) -> Result<T, DecodeError> {
     }
 }
 
+/// The value that `bytes` are without a frame, such as a record's body whose record was framed. Exact
+/// like a record: nothing unknown is skipped.
+pub fn decode_exact<'b, T: Encode<()> + Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, DecodeError> {
+    let value: T = decode_item(bytes)?;
+    if !shape::is_exactly(&value, bytes) {
+        return Err(DecodeError::NotExact);
+    }
+    Ok(value)
+}
+
 /// How many records from the front of `records` go into one append or one fetched page: at most
 /// [`CHAIN_RECORDS_MAX`], and no more than [`RECORDS_BUDGET_BYTES`] by their [`record_bytes_max`].
 /// At least one when there is one. The rest follow in the next message, chained to the last of
@@ -350,18 +360,11 @@ impl<'b> Frame<'b> {
         if self.version == 0 {
             return Err(DecodeError::Malformed("version 0 was never written"));
         }
-        if shape::item_length(self.payload)? != self.payload.len() {
-            return Err(DecodeError::TrailingBytes);
-        }
-
-        let mut decoder = Decoder::new(self.payload);
-        let message: T = decoder.decode()?;
-        if decoder.position() != self.payload.len() {
-            return Err(DecodeError::TrailingBytes);
-        }
-        if kind.is_exact() && !shape::is_exactly(&message, self.payload) {
-            return Err(DecodeError::NotExact);
-        }
+        let message: T = if kind.is_exact() {
+            decode_exact(self.payload)?
+        } else {
+            decode_item(self.payload)?
+        };
         message.check().map_err(DecodeError::Invalid)?;
         Ok(message)
     }
@@ -400,6 +403,19 @@ impl<'b> Frame<'b> {
         };
         Ok((frame, rest))
     }
+}
+
+/// The one CBOR item that `bytes` are. Its shape is looked at before anything of it is decoded.
+fn decode_item<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, DecodeError> {
+    if shape::item_length(bytes)? != bytes.len() {
+        return Err(DecodeError::TrailingBytes);
+    }
+    let mut decoder = Decoder::new(bytes);
+    let value = decoder.decode()?;
+    if decoder.position() != bytes.len() {
+        return Err(DecodeError::TrailingBytes);
+    }
+    Ok(value)
 }
 
 /// A later version may have raised its limit, so its frames need only keep to the largest of all.

@@ -133,6 +133,7 @@ pub fn request(ask: Ask) -> ReplicaRequest {
         unit: UnitId(12),
         epoch: Epoch(3),
         config: ConfigVersion(2),
+        session: Some(IncarnationId(4)),
         ask,
     }
 }
@@ -142,6 +143,7 @@ pub fn answer(said: Said) -> ReplicaAnswer {
         store: StoreId(0xFEED),
         unit: UnitId(12),
         epoch: Epoch(3),
+        session: IncarnationId(4),
         said,
     }
 }
@@ -330,13 +332,13 @@ fn requests(samples: &mut Vec<Sample>) {
         },
     );
     ask("confirm", Ask::Confirm { scope: slots(1) });
-    ask("probe", Ask::Probe { round: u64::MAX });
-    ask(
-        "forget",
-        Ask::Forget {
+    let unknown = ReplicaRequest {
+        session: None,
+        ..request(Ask::Confirm {
             scope: Scope::Child(cart),
-        },
-    );
+        })
+    };
+    add(samples, "request-without-a-session", unknown);
 }
 
 fn answers(samples: &mut Vec<Sample>) {
@@ -393,7 +395,6 @@ fn answers(samples: &mut Vec<Sample>) {
     );
     said("promised", Said::Promised(Epoch(u64::MAX)));
     said("unsealed", Said::Unsealed);
-    said("probed", Said::Probed { round: 1 });
     said("damaged", Said::Damaged { child: cart });
     said("confirmed", Said::Confirmed);
 }

@@ -36,11 +36,9 @@ impl Message for ReplicaRequest {
 
     fn check(&self) -> Result<(), &'static str> {
         match &self.ask {
-            Ask::Seal { scope, .. } | Ask::Confirm { scope } | Ask::Forget { scope } => {
-                scope_holds(scope)
-            }
+            Ask::Seal { scope, .. } | Ask::Confirm { scope } => scope_holds(scope),
             Ask::Append(append) => append_holds(append),
-            Ask::Fetch { .. } | Ask::Probe { .. } => Ok(()),
+            Ask::Fetch { .. } => Ok(()),
         }
     }
 }
@@ -68,7 +66,6 @@ impl Message for ReplicaAnswer {
             | Said::Mismatch { .. }
             | Said::Promised(_)
             | Said::Unsealed
-            | Said::Probed { .. }
             | Said::Damaged { .. }
             | Said::Confirmed => Ok(()),
         }
