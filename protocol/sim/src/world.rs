@@ -411,7 +411,7 @@ impl World {
 
     /// For happenings of the cluster as a whole.
     fn tell(&mut self, code: u64, text: impl FnOnce() -> String) {
-        self.trace(code, usize::MAX - 1, text);
+        self.trace(code, CLUSTER, text);
     }
 
     fn happen(&mut self, what: Happening) {
@@ -596,6 +596,9 @@ pub(crate) type Local = understudy_protocol::time::Time;
 fn child(id: &str) -> ChildId {
     ChildId::parse(id).expect("the name is well formed")
 }
+
+/// No node: what concerns the cluster as a whole.
+const CLUSTER: usize = usize::MAX;
 
 /// Messages that wait for a stopped process: what socket buffers hold.
 const BACKLOG_MAX: usize = 2_000;

@@ -235,7 +235,7 @@ impl World {
         let attempt = of.attempt;
         let think = of
             .rng
-            .span(Duration::from_millis(5), Duration::from_millis(150));
+            .span(Duration::from_millis(5), Duration::from_millis(400));
         self.after(think, Happening::Client { client, attempt });
     }
 
@@ -258,7 +258,7 @@ pub(super) fn op_in(body: &[u8]) -> Option<u64> {
 const TRY_AGAIN: Duration = Duration::from_millis(400);
 
 /// How long a client goes on: well within the time that its key is kept.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(25);
 
 /// After the calm a call is answered within this.
 const ANSWER_BOUND: Duration = Duration::from_secs(10);

@@ -1302,4 +1302,4 @@ const CAUGHT_UP: u64 = 16;
 const SNAPSHOT_EVERY: u64 = 150;
 
 /// Clients here give up earlier than this: ten minutes would never pass.
-pub(super) const KEY_KEPT: Duration = Duration::from_secs(60);
+pub(super) const KEY_KEPT: Duration = Duration::from_secs(35);
