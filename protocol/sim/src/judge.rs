@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use understudy_protocol::cluster::directory::{
-    self, Command, Directory, Down, Entry, Event as DirectoryEvent, Member, Run, Void,
+    self, Command, Directory, Entry, Event as DirectoryEvent, Member, Run, Void,
 };
 use understudy_protocol::id::{ChildId, IncarnationId, LogId, Seq, StoreId, SupervisorId, UnitId};
 use understudy_protocol::machine::Machine;
@@ -452,6 +452,15 @@ impl Judge {
         let now = Time::from_millis(clock.as_millis());
         let mut wrong = None;
         for (id, entry) in self.truth.supervisors() {
+            // A child supervisor that was giving up has gone down with this entry: that one counts.
+            let gave_up = self
+                .truth
+                .supervisors()
+                .values()
+                .any(|below| below.parent == Some(*id) && below.supervisor.is_down());
+            if gave_up {
+                continue;
+            }
             let counted = entry.supervisor.restarts_in_window(now);
             if before
                 .restarts
@@ -467,9 +476,7 @@ impl Judge {
             if !serving || at_work.contains(unit) {
                 strikes.count += 1;
             }
-            let quarantined =
-                |unit: &directory::UnitEntry| unit.run == Run::Down(Down::Quarantined);
-            if strikes.count >= 3 && !self.truth.unit(*unit).is_some_and(quarantined) {
+            if strikes.count >= 3 && !self.truth.is_quarantined(*unit) {
                 wrong = Some(format!("{unit}: three strikes and no quarantine"));
             }
         }

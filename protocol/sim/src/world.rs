@@ -365,9 +365,8 @@ impl World {
     fn finish(&mut self) {
         let mut wrong = Vec::new();
         for (id, unit) in self.judge.truth.units() {
-            use understudy_protocol::cluster::directory::{Down, Run};
             let serving = unit.owner.is_some_and(|owner| owner.serving);
-            let quarantined = unit.run == Run::Down(Down::Quarantined);
+            let quarantined = self.judge.truth.is_quarantined(*id);
             if !serving && !quarantined {
                 wrong.push(format!(
                     "{id} ({:?}, {:?}) is not served: {:?}",
@@ -405,7 +404,12 @@ impl World {
         }
         if let Some(say) = &mut self.say {
             let seconds = self.now.0 as f64 / 1e9;
-            say(&format!("{seconds:>11.6}  node-{}  {}", node + 1, text()));
+            let who = if node == CLUSTER {
+                "cluster".into()
+            } else {
+                format!("node-{}", node + 1)
+            };
+            say(&format!("{seconds:>11.6}  {who:<7}  {}", text()));
         }
     }
 

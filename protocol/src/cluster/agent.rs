@@ -473,6 +473,11 @@ impl Agent {
         if host.state != State::Loading {
             return;
         }
+        if now >= self.lease_until {
+            // I3: a node without a lease starts nothing.
+            self.drop_hosts_named(&child);
+            return;
+        }
         host.state = State::Starting;
         host.calls = Calls::default();
         let mut base = None;
@@ -901,6 +906,34 @@ impl Agent {
         }
     }
 
+    /// A dedicated unit's child is up as long as the unit is served; but no child is started without a
+    /// lease, be it one that has not come yet (I3).
+    fn start_dedicated(&mut self, now: Time, unit: UnitId) {
+        let Some(owner) = self.owners.get(&unit) else {
+            return;
+        };
+        let Scope::Child(child) = &owner.view().scope else {
+            return;
+        };
+        let serving = owner.phase() == Phase::Serving && owner.leaving().is_none();
+        if serving && now < self.lease_until && !self.children.contains_key(child) {
+            let child = child.clone();
+            self.add_host(now, unit, child);
+            self.drive(now, unit);
+        }
+    }
+
+    fn on_lease(&mut self, now: Time, until: Time) {
+        let had = now < self.lease_until;
+        self.lease_until = self.lease_until.max(until);
+        if !had {
+            let units: Vec<UnitId> = self.owners.keys().copied().collect();
+            for unit in units {
+                self.start_dedicated(now, unit);
+            }
+        }
+    }
+
     /// Carries out what an owner wants, and sees when it wants to be looked at again.
     fn drive(&mut self, now: Time, unit: UnitId) {
         while let Some(action) = self.owners.get_mut(&unit).and_then(Machine::poll_action) {
@@ -918,13 +951,7 @@ impl Agent {
                 OwnerAction::Serve => {
                     self.actions.push_back(Action::Serving(unit));
                     self.actions.push_back(Action::AtRest(unit));
-                    let scope = self
-                        .owners
-                        .get(&unit)
-                        .map(|owner| owner.view().scope.clone());
-                    if let Some(Scope::Child(child)) = scope {
-                        self.add_host(now, unit, child);
-                    }
+                    self.start_dedicated(now, unit);
                 }
                 OwnerAction::Unavailable => self.actions.push_back(Action::Unavailable(unit)),
                 OwnerAction::Quiet => self.on_quiet(unit),
@@ -1140,7 +1167,7 @@ impl Machine for Agent {
                 random,
             } => self.on_ended(now, child, exit, random)?,
             Event::RollBack { child, state } => self.roll_back(now, child, state)?,
-            Event::Lease(until) => self.lease_until = self.lease_until.max(until),
+            Event::Lease(until) => self.on_lease(now, until),
             Event::Reshape(unit, reshape) => self.on_reshape(now, unit, reshape)?,
             Event::Confirmed(gateway, upto) => {
                 self.children

@@ -5,7 +5,7 @@
 
 use super::*;
 use understudy_protocol::cluster::agent::Reshape;
-use understudy_protocol::cluster::directory::{Down, Formation, Needs, ROOT, Run};
+use understudy_protocol::cluster::directory::{Formation, Needs, ROOT};
 use understudy_protocol::id::{SlotRange, UnitId};
 use understudy_protocol::supervision::{Backoff, Intensity, Policy, RestartType, Strategy};
 use understudy_protocol::wire::replica::Scope;
@@ -642,7 +642,7 @@ impl World {
         let quarantined = truth
             .units()
             .iter()
-            .find(|(_, unit)| unit.run == Run::Down(Down::Quarantined))
+            .find(|(id, _)| truth.is_quarantined(**id))
             .map(|(id, _)| *id);
         if let Some(unit) = quarantined.filter(|_| poison_over) {
             self.last_setup = self.now;

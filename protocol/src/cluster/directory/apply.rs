@@ -7,7 +7,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
 use super::{
-    Action, Claim, Command, Directory, Down, Entry, Formation, GRANTS_MAX, Grant, IncarnationEntry,
+    Action, Claim, Command, Directory, Entry, Formation, GRANTS_MAX, Grant, IncarnationEntry,
     Member, Needs, NodeEntry, Owner, ROOT, Registration, Run, StoreEntry, SupervisorEntry,
     UnitEntry, Void,
 };
@@ -288,7 +288,7 @@ impl Directory {
             };
             let worked = !owner.serving || at_work.is_some_and(|units| units.contains(id));
             unit.owner = None;
-            unit.run = Run::Down(Down::Waiting);
+            unit.run = Run::Down;
             lost.entry(unit.supervisor)
                 .or_default()
                 .push((Member::Unit(*id), worked));
@@ -343,7 +343,7 @@ impl Directory {
         let unit = self.owned(claim)?;
         unit.owner = None;
         let (supervisor, stopping) = (unit.supervisor, unit.run == Run::Stopping);
-        unit.run = Run::Down(Down::Waiting);
+        unit.run = Run::Down;
         self.actions.push_back(Action::Changed(claim.unit));
         let child = Member::Unit(claim.unit);
         let event = if stopping {
@@ -361,7 +361,7 @@ impl Directory {
     fn exited(&mut self, claim: Claim, exit: Exit, random: u64) -> Result<(), Void> {
         let unit = self.owned(claim)?;
         unit.owner = None;
-        unit.run = Run::Down(Down::Waiting);
+        unit.run = Run::Down;
         let supervisor = unit.supervisor;
         self.actions.push_back(Action::Changed(claim.unit));
         let child = Member::Unit(claim.unit);
@@ -688,7 +688,7 @@ impl Directory {
             config: ConfigVersion(1),
             set,
             owner: None,
-            run: Run::Down(Down::Waiting),
+            run: Run::Down,
             move_to: None,
             last_moved: None,
         };
@@ -799,7 +799,7 @@ impl Directory {
                     if running {
                         self.set_run(unit, Run::Stopping);
                     } else {
-                        self.set_run(unit, Run::Down(Down::Waiting));
+                        self.set_run(unit, Run::Down);
                         let exit = Exit::Shutdown;
                         told.push_back((
                             supervisor,
@@ -820,7 +820,6 @@ impl Directory {
                     child: Member::Unit(unit),
                     ..
                 } => {
-                    self.set_run(unit, Run::Down(Down::Quarantined));
                     self.actions.push_back(Action::Quarantined(unit));
                 }
                 Wants::Quarantine {

@@ -38,13 +38,14 @@ use minicbor::{Decode, Encode};
 
 pub use command::{Claim, Command, Entry, Formation, GRANTS_MAX, Grant, Needs, Registration, Void};
 pub use entries::{
-    Down, IncarnationEntry, Member, NodeEntry, Owner, Run, StoreEntry, SupervisorEntry, UnitEntry,
+    IncarnationEntry, Member, NodeEntry, Owner, Run, StoreEntry, SupervisorEntry, UnitEntry,
 };
 
 use crate::cluster::lease::voter::Fact;
 use crate::cluster::voters::Voters;
 use crate::id::{ChildId, IncarnationId, LogId, NodeId, Slot, StoreId, SupervisorId, UnitId};
 use crate::machine::Machine;
+use crate::supervision::ChildState;
 use crate::time::{ClusterTime, Time};
 use crate::wire::heart::Ttl;
 use crate::wire::replica::Scope;
@@ -237,6 +238,16 @@ impl Directory {
     /// One unit.
     pub fn unit(&self, unit: UnitId) -> Option<&UnitEntry> {
         self.units.get(&unit)
+    }
+
+    /// Whether the unit is in quarantine (V2).
+    pub fn is_quarantined(&self, unit: UnitId) -> bool {
+        let supervisor = self
+            .units
+            .get(&unit)
+            .and_then(|entry| self.supervisors.get(&entry.supervisor));
+        let state = supervisor.and_then(|entry| entry.supervisor.state(&Member::Unit(unit)));
+        state == Some(ChildState::Quarantined)
     }
 
     /// Every supervisor.
