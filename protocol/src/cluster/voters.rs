@@ -54,6 +54,16 @@ impl Voters {
         }
     }
 
+    /// Whether `next` is one step of a change away (L8): both lists, or the new one alone after both.
+    pub fn may_become(&self, next: &Voters) -> bool {
+        let step = match (&self.outgoing, &next.outgoing) {
+            (None, Some(old)) => *old == self.current,
+            (Some(_), None) => next.current == self.current,
+            _ => false,
+        };
+        step && next.version == self.version.next() && !next.current.is_empty()
+    }
+
     /// Whether `store` votes in either list.
     pub fn contains(&self, store: StoreId) -> bool {
         self.current.contains(&store)

@@ -446,9 +446,6 @@ impl World {
             return;
         };
         read_log(process, local);
-        let _ = process
-            .voter
-            .handle(local, voter::Event::Committed(entry.id.index));
         let event = match command {
             Some(command) => controller::Event::Apply(entry.id, command.clone()),
             None => controller::Event::Skip(entry.id),
@@ -460,6 +457,20 @@ impl World {
             );
             return;
         }
+        // What was void is no fact: the voter hears it before the entry is settled for good.
+        while let Some(action) = self.nodes[node]
+            .process
+            .as_mut()
+            .and_then(|process| process.controller.poll_action())
+        {
+            self.on_controller(node, action);
+        }
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        let _ = process
+            .voter
+            .handle(local, voter::Event::Committed(entry.id.index));
         if process.leads_from == Some(entry.id.term) && !process.controller.is_leading() {
             let outstanding = process
                 .controller
@@ -599,7 +610,10 @@ impl World {
                     .agent
                     .handle(local, agent::Event::GatewayGone(incarnation));
             }
-            controller::Action::Voided(..) | controller::Action::Quarantined(_) => {}
+            controller::Action::Voided(id, _) => {
+                let _ = process.voter.handle(local, voter::Event::Voided(id.index));
+            }
+            controller::Action::Quarantined(_) => {}
         }
     }
 

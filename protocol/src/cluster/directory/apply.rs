@@ -18,6 +18,7 @@ use crate::id::{
 };
 use crate::machine::Machine;
 use crate::rules::{Rule, keeps};
+use crate::supervision::supervisor::CHILDREN_MAX;
 use crate::supervision::{self, Exit, Intensity, Policy, RestartType, Strategy, Supervisor};
 use crate::time::Time;
 use crate::wire::heart::DeathDigest;
@@ -28,6 +29,9 @@ type Told = (SupervisorId, supervision::Event<Member>);
 impl Directory {
     pub(super) fn apply(&mut self, id: LogId, entry: Entry) -> Result<(), Void> {
         let random = entry.random;
+        if !self.is_formed() && !matches!(entry.command, Command::Form(_)) {
+            return Err(Void::NotNow);
+        }
         match entry.command {
             Command::Form(form) => self.form(form),
             Command::Register(new) => self.register(id, new),
@@ -70,7 +74,12 @@ impl Directory {
                 set,
             } => self.create(child, supervisor, restart, needs, set),
             Command::Remove { unit } => {
-                let supervisor = self.units.get(&unit).ok_or(Void::Unknown)?.supervisor;
+                let entry = self.units.get(&unit).ok_or(Void::Unknown)?;
+                // S1: every slot has its shard.
+                if matches!(entry.scope, Scope::Slots { .. }) {
+                    return Err(Void::BadSlots);
+                }
+                let supervisor = entry.supervisor;
                 self.tell(
                     supervisor,
                     supervision::Event::Remove {
@@ -129,7 +138,8 @@ impl Directory {
 
     fn form(&mut self, form: Formation) -> Result<(), Void> {
         let fits = form.shards > 0 && form.shards <= SLOTS && form.replicas >= form.min_copies;
-        if self.is_formed() || form.min_copies == 0 || form.voters.is_empty() || !fits {
+        let nobody = form.voters.is_empty() || form.set.is_empty();
+        if self.is_formed() || form.min_copies == 0 || nobody || !fits {
             return Err(Void::NotNow);
         }
         (self.ttl, self.replicas, self.min_copies) = (form.ttl, form.replicas, form.min_copies);
@@ -172,7 +182,7 @@ impl Directory {
     }
 
     fn register(&mut self, id: LogId, new: Registration) -> Result<(), Void> {
-        if !self.is_formed() || self.incarnations.contains_key(&new.incarnation) {
+        if self.incarnations.contains_key(&new.incarnation) {
             return Err(Void::NotNow);
         }
         // A store id is never reused: not by another node, not after its node came with another.
@@ -294,10 +304,11 @@ impl Directory {
                 .push((Member::Unit(*id), worked));
             self.actions.push_back(Action::Changed(*id));
         }
-        for (supervisor, children) in lost {
-            // V1 is the supervisor's: node loss counts as no restart.
-            let told = self.tell(supervisor, supervision::Event::Lost { children, random });
-            debug_assert_eq!(told, Ok(()), "a supervisor hears of its children's loss");
+        // Those below first, for a supervisor is younger than its parent: a group above that stops
+        // them would take their strikes away (V2). V1 is the supervisor's.
+        for (supervisor, children) in lost.into_iter().rev() {
+            // Refused when the children were told to stop meanwhile, which holds.
+            let _ = self.tell(supervisor, supervision::Event::Lost { children, random });
         }
         self.actions.push_back(Action::Membership);
     }
@@ -398,18 +409,18 @@ impl Directory {
         config: ConfigVersion,
         set: BTreeSet<StoreId>,
     ) -> Result<(), Void> {
-        let (min_copies, stores) = (self.min_copies(), self.stores.clone());
+        let min_copies = self.min_copies();
+        let not_in_use = |store: &StoreId| self.node_of(*store).is_none();
+        let strangers: BTreeSet<StoreId> = set.iter().copied().filter(not_in_use).collect();
         let unit = self.owned(claim)?;
         // R6, R7: by compare-and-swap.
         if unit.config != config && keeps(Rule::R7) {
             return Err(Void::Stale);
         }
-        let usable = |store: &StoreId| {
-            unit.set.contains(store) || stores.get(store).is_some_and(|entry| !entry.retired)
-        };
+        let invents = !strangers.is_subset(&unit.set);
         // R6: no entry takes a set below `min_copies`.
         let too_few = set.len() < min_copies && set.len() < unit.set.len() && keeps(Rule::R6);
-        if set.is_empty() || too_few || !set.iter().all(usable) {
+        if set.is_empty() || too_few || invents {
             return Err(Void::BadSet);
         }
         unit.set = set;
@@ -430,6 +441,7 @@ impl Directory {
             return Err(Void::BadSlots);
         };
         let (low, high) = range.split(at).ok_or(Void::BadSlots)?;
+        self.room_under(unit.supervisor)?;
         let epoch = reshaped_epoch(&[unit.epoch]);
         let part = |range: SlotRange| {
             let except = except
@@ -523,6 +535,10 @@ impl Directory {
         if !unit.scope.holds(&child) || except.len() >= EXCEPTIONS_MAX {
             return Err(Void::BadSlots);
         }
+        if self.dedicated.contains_key(&child) {
+            return Err(Void::Exists);
+        }
+        self.room_under(unit.supervisor)?;
         let epoch = reshaped_epoch(&[unit.epoch]);
         let mut except = except.clone();
         except.push(child.clone());
@@ -566,13 +582,10 @@ impl Directory {
         if !child.is_dedicated() {
             return Err(Void::BadSlots);
         }
-        let usable = |store: &StoreId| self.stores.get(store).is_some_and(|entry| !entry.retired);
-        if set.is_empty() || !set.iter().all(usable) {
+        if set.is_empty() || set.iter().any(|store| self.node_of(*store).is_none()) {
             return Err(Void::BadSet);
         }
-        if !self.supervisors.contains_key(&supervisor) {
-            return Err(Void::Unknown);
-        }
+        self.room_under(supervisor)?;
         self.add_unit(Scope::Child(child), supervisor, restart, needs, set)
     }
 
@@ -582,9 +595,7 @@ impl Directory {
         restart: RestartType,
         policy: Policy,
     ) -> Result<(), Void> {
-        if !self.supervisors.contains_key(&parent) {
-            return Err(Void::Unknown);
-        }
+        self.room_under(parent)?;
         let id = SupervisorId(self.next_supervisor);
         self.next_supervisor += 1;
         let entry = SupervisorEntry {
@@ -603,7 +614,7 @@ impl Directory {
 
     fn set_voters(&mut self, voters: Voters) -> Result<(), Void> {
         // L8: one step at a time, each from the newest list.
-        if voters.version != self.voters.version.next() || voters.current.is_empty() {
+        if !self.voters.may_become(&voters) {
             return Err(Void::OldVoters);
         }
         self.voters = voters;
@@ -684,7 +695,7 @@ impl Directory {
             scope,
             supervisor,
             needs,
-            epoch: Epoch::ZERO,
+            epoch: self.epoch_floor,
             config: ConfigVersion(1),
             set,
             owner: None,
@@ -693,17 +704,22 @@ impl Directory {
             last_moved: None,
         };
         self.put_unit(unit, entry);
-        let added = self.tell(
+        self.tell(
             supervisor,
             supervision::Event::Add {
                 child: Member::Unit(unit),
                 restart,
             },
-        );
-        if added.is_err() {
-            self.drop_unit(unit);
+        )
+    }
+
+    /// A supervisor that is full would refuse only after the entry has begun to change things.
+    fn room_under(&self, supervisor: SupervisorId) -> Result<(), Void> {
+        let entry = self.supervisors.get(&supervisor).ok_or(Void::Unknown)?;
+        if entry.supervisor.len() >= CHILDREN_MAX {
+            return Err(Void::Refused);
         }
-        added
+        Ok(())
     }
 
     /// A unit that came out of a running one: its supervisor learns of it as of one that runs.
@@ -736,7 +752,29 @@ impl Directory {
                 Scope::Slots { range, .. } => self.shards.remove(&range.start()),
                 Scope::Child(child) => self.dedicated.remove(child),
             };
+            self.epoch_floor = self.epoch_floor.max(entry.epoch);
             self.actions.push_back(Action::Changed(unit));
+        }
+    }
+
+    /// A supervisor has ended for good, and everything under it is down: nobody could start any of
+    /// it again.
+    fn drop_supervisor(&mut self, ended: SupervisorId) {
+        let mut below = alloc::vec![ended];
+        while let Some(supervisor) = below.pop() {
+            self.supervisors.remove(&supervisor);
+            let children = self
+                .supervisors
+                .iter()
+                .filter(|(_, entry)| entry.parent == Some(supervisor));
+            below.extend(children.map(|(id, _)| *id));
+            let units = self
+                .units
+                .iter()
+                .filter(|(_, entry)| entry.supervisor == supervisor);
+            for unit in units.map(|(id, _)| *id).collect::<Vec<_>>() {
+                self.drop_unit(unit);
+            }
         }
     }
 
@@ -831,9 +869,7 @@ impl Directory {
                 } => self.drop_unit(unit),
                 Wants::Forget {
                     child: Member::Supervisor(below),
-                } => {
-                    self.supervisors.remove(&below);
-                }
+                } => self.drop_supervisor(below),
                 Wants::Escalate { .. } | Wants::Down => {
                     let parent = self
                         .supervisors

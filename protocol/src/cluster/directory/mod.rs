@@ -43,7 +43,9 @@ pub use entries::{
 
 use crate::cluster::lease::voter::Fact;
 use crate::cluster::voters::Voters;
-use crate::id::{ChildId, IncarnationId, LogId, NodeId, Slot, StoreId, SupervisorId, UnitId};
+use crate::id::{
+    ChildId, Epoch, IncarnationId, LogId, NodeId, Slot, StoreId, SupervisorId, UnitId,
+};
 use crate::machine::Machine;
 use crate::supervision::ChildState;
 use crate::time::{ClusterTime, Time};
@@ -85,6 +87,10 @@ pub struct Directory {
     /// An operator has set the copies (R4).
     #[n(14)]
     copies_fixed: bool,
+    /// The highest epoch of any unit that is gone: a new unit of the same child must not begin below
+    /// what the stores have promised to the old one.
+    #[n(15)]
+    epoch_floor: Epoch,
     /// Shards by the first of their slots; follows from `units`.
     #[cbor(skip)]
     shards: BTreeMap<u16, UnitId>,
@@ -149,6 +155,7 @@ impl Default for Directory {
             next_unit: 0,
             next_supervisor: 0,
             copies_fixed: false,
+            epoch_floor: Epoch::ZERO,
             shards: BTreeMap::new(),
             dedicated: BTreeMap::new(),
             actions: VecDeque::new(),

@@ -87,7 +87,10 @@ pub enum Event {
     Held(LogId, Fact),
     /// Raft truncated its log from this index on.
     Truncated(LogIndex),
-    /// Entries up to here are committed: no truncation can reach them.
+    /// The directory has applied the committed entry and it was void: its fact is none. Comes before
+    /// the [`Event::Committed`] that reaches it.
+    Voided(LogIndex),
+    /// Entries up to here are committed and applied: no truncation can reach them.
     Committed(LogIndex),
     /// A node asks.
     Asked(Renewal),
@@ -361,7 +364,6 @@ impl View {
                 self.expel(*incarnation, id);
             }
             Fact::Over(incarnation) => {
-                self.live.remove(incarnation);
                 self.expelled.remove(incarnation);
             }
             Fact::Dead {
@@ -376,10 +378,13 @@ impl View {
                     self.expelled.remove(incarnation);
                 }
             }
-            Fact::Formed { voters, ttl } => {
+            // A cluster is formed once: a second formation is void, and must not bring back an old list
+            // of voters until the directory says so.
+            Fact::Formed { voters, ttl } if self.voters == Voters::default() => {
                 self.voters = voters.clone();
                 self.ttl = Some(*ttl);
             }
+            Fact::Formed { .. } => {}
             // As the directory applies it: a change that was not made from the newest list is void.
             Fact::Voters(voters) if voters.version > self.voters.version => {
                 self.voters = voters.clone()
@@ -429,6 +434,11 @@ impl Machine for LeaseVoter {
                     .ok_or(Refused::Mute)?
                     .open
                     .split_off(&from);
+                self.on_facts_changed(now);
+            }
+            Event::Voided(index) => {
+                let held = self.held.as_mut().ok_or(Refused::Mute)?;
+                held.open.remove(&index);
                 self.on_facts_changed(now);
             }
             Event::Committed(upto) => {
@@ -660,6 +670,65 @@ mod tests {
             at(7),
             renewal(Ttl::DEFAULT, 1),
             Verdict::Expelled,
+        );
+    }
+
+    #[test]
+    fn a_void_entry_is_forgotten_when_it_is_committed() {
+        let mut voter = voter();
+        for event in [
+            Event::Held(id(4), live(71)),
+            Event::Voided(LogIndex(4)),
+            Event::Committed(LogIndex(4)),
+        ] {
+            voter.handle(at(1), event).expect("reads");
+        }
+        check(
+            &mut voter,
+            at(2),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::Promised,
+        );
+        let mut mute = LeaseVoter::new(Time::ZERO, STORE, Ttl::DEFAULT);
+        assert_eq!(
+            mute.handle(at(1), Event::Voided(LogIndex(4))),
+            Err(Refused::Mute)
+        );
+    }
+
+    #[test]
+    fn a_second_formation_brings_no_old_voters_back() {
+        let mut voter = voter();
+        let newer = Voters::first([STORE, StoreId(2), StoreId(3)]).joint([STORE].into());
+        let again = Fact::Formed {
+            voters: Voters::first([STORE]),
+            ttl: Ttl::DEFAULT,
+        };
+        for event in [
+            Event::Held(id(4), Fact::Voters(newer)),
+            Event::Held(id(5), again),
+        ] {
+            voter.handle(at(1), event).expect("reads");
+        }
+        check(
+            &mut voter,
+            at(2),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::OldVoters,
+        );
+    }
+
+    #[test]
+    fn promises_are_over_only_for_an_expelled_incarnation() {
+        let mut voter = voter();
+        voter
+            .handle(at(1), Event::Held(id(4), Fact::Over(INC)))
+            .expect("held");
+        check(
+            &mut voter,
+            at(2),
+            renewal(Ttl::DEFAULT, 1),
+            Verdict::Promised,
         );
     }
 
