@@ -17,6 +17,7 @@ use understudy_protocol::cluster::lease::{holder, voter, warden};
 use understudy_protocol::cluster::{agent, controller, replication};
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, StoreId};
 use understudy_protocol::machine::Machine;
+use understudy_protocol::wire::codec;
 use understudy_protocol::wire::envelope::{Envelope, Reply};
 use understudy_protocol::wire::heart::{DeathDigest, HeartMessage, Report};
 use understudy_protocol::wire::record::Record;
@@ -555,6 +556,9 @@ impl World {
     }
 
     fn send(&mut self, from: usize, to: usize, lane: Lane, message: Message) {
+        if self.net.sent % FRAMED_ONE_IN == 0 {
+            self.frame(&message);
+        }
         let life = self.nodes[to].life;
         for delay in self.net.deliver(from, to, lane).into_iter().flatten() {
             self.after(
@@ -565,6 +569,23 @@ impl World {
                     from,
                     message: message.clone(),
                 },
+            );
+        }
+    }
+
+    /// Some messages go through the codec, to hold it to what really travels.
+    fn frame(&mut self, message: &Message) {
+        let comes_back = match message {
+            Message::Heart(heart) => comes_back(heart),
+            Message::Ask(request) => comes_back(request),
+            Message::Answer(answer) => comes_back(answer),
+            Message::Call { envelope, .. } => comes_back(envelope),
+            Message::Raft { .. } | Message::Report(_) | Message::Forward(_) => true,
+        };
+        if !comes_back {
+            self.judge.fail(
+                "codec",
+                format!("it does not come back from its frame: {message:?}"),
             );
         }
     }
@@ -596,6 +617,15 @@ impl World {
 }
 
 pub(crate) type Local = understudy_protocol::time::Time;
+
+fn comes_back<T: codec::Message + PartialEq>(message: &T) -> bool {
+    let mut frame = Vec::new();
+    let sent = codec::encode_frame(message, &mut frame);
+    sent.is_ok() && codec::decode_whole::<T>(&frame).is_ok_and(|read| read == *message)
+}
+
+/// One message in this many is framed: enough to see every kind in every run.
+const FRAMED_ONE_IN: u64 = 16;
 
 fn child(id: &str) -> ChildId {
     ChildId::parse(id).expect("the name is well formed")

@@ -35,7 +35,7 @@ use crate::rules::{Rule, keeps};
 use crate::supervision::{self, Exit, Intensity, Policy, RestartType, Strategy, Supervisor};
 use crate::time::Time;
 use crate::wire::envelope::{CallId, Envelope, Outcome, Reply, Route};
-use crate::wire::record::{Head, Record, RecordKind};
+use crate::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind};
 use crate::wire::replica::{CHAIN_RECORDS_MAX, ReplicaAnswer, ReplicaRequest, Scope};
 use crate::wire::step::{Base, Remembered, Step};
 
@@ -633,12 +633,16 @@ impl Agent {
                 answer: answer.clone(),
                 seq: None,
             };
-            if self
-                .write_step(now, &child, remembered, effect, state)
-                .is_err()
-            {
+            let written = self.write_step(now, &child, remembered, effect, state);
+            if let Err(refused) = written {
                 // Its memory is ahead of its records: it starts again from them.
-                self.reply(call, Outcome::Unknown);
+                self.reply(
+                    call,
+                    match refused {
+                        OwnerRefused::TooLarge => Outcome::TooLarge,
+                        _ => Outcome::Unknown,
+                    },
+                );
                 self.drop_hosts_named(&child);
                 return Ok(());
             }
@@ -691,15 +695,18 @@ impl Agent {
                 state,
             });
             let kind = RecordKind::Snapshot;
-            owner.handle(
-                now,
-                OwnerEvent::Write {
-                    child,
-                    kind,
-                    schema,
-                    body,
-                },
-            )?;
+            // A state that does not fit a record is snapshot another time or never: its steps stand.
+            if body.len() <= BODY_BYTES_MAX {
+                owner.handle(
+                    now,
+                    OwnerEvent::Write {
+                        child,
+                        kind,
+                        schema,
+                        body,
+                    },
+                )?;
+            }
         }
         Ok(())
     }

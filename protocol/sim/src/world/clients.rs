@@ -221,6 +221,9 @@ impl World {
                 self.judge.coverage.reach(Path::Overloaded);
                 self.again(client);
             }
+            Outcome::TooLarge => self
+                .judge
+                .fail("keys", "a small step was called too large".into()),
             Outcome::NotOwner { .. } | Outcome::Unavailable | Outcome::Unknown => {
                 self.again(client)
             }

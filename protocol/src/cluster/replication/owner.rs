@@ -26,7 +26,8 @@ use crate::machine::Machine;
 use crate::rules::{Rule, keeps};
 use crate::supervision::Exit;
 use crate::time::Time;
-use crate::wire::record::{Head, Record, RecordKind};
+use crate::wire::codec::records_that_fit;
+use crate::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind};
 use crate::wire::replica::{
     Append, Ask, CHAIN_RECORDS_MAX, Indexed, ReplicaAnswer, ReplicaRequest, Said, Scope,
 };
@@ -200,6 +201,9 @@ pub enum Refused {
     /// one before it must be acknowledged.
     #[error("the chain is at its limit; a snapshot is due")]
     ChainFull,
+    /// The body is larger than a record may be.
+    #[error("the record is larger than {BODY_BYTES_MAX} bytes")]
+    TooLarge,
     /// The answer is to another epoch, or from a store that is not asked.
     #[error("the answer is not to this owner")]
     NotMine,
@@ -752,6 +756,9 @@ impl Owner {
     ) -> Result<(), Refused> {
         if self.phase != Phase::Serving {
             return Err(Refused::NotServing);
+        }
+        if body.len() > BODY_BYTES_MAX {
+            return Err(Refused::TooLarge);
         }
         let log = self.children.get_mut(&child).ok_or(Refused::NotLoaded)?;
         let records = log
@@ -1382,13 +1389,9 @@ impl Log {
             Some(head) => (head, false),
             None => (base, true),
         };
-        let mut bytes = 0;
-        let within = |record: &&Record| {
-            bytes += record.body.len();
-            bytes <= APPEND_BYTES_MAX || record.seq == prev.seq.next()
-        };
-        let after = records.iter().skip_while(|record| record.seq <= prev.seq);
-        (prev, from_base, after.take_while(within).cloned().collect())
+        let after = || records.iter().skip_while(|record| record.seq <= prev.seq);
+        let fit = records_that_fit(after());
+        (prev, from_base, after().take(fit).cloned().collect())
     }
 
     /// Two generations are kept: from the snapshot before the last acknowledged one.
@@ -1495,6 +1498,3 @@ const FAILED_LEARNERS_MAX: usize = 8;
 
 /// Children sent to one replica at once, so that mending does not crowd out serving.
 const MENDED_AT_ONCE: usize = 32;
-
-/// Bodies in one append, in bytes: a quarter of a frame.
-const APPEND_BYTES_MAX: usize = 256 * 1024;

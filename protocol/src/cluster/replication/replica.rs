@@ -126,7 +126,8 @@ pub enum Action {
         /// What to write, in order.
         batch: Vec<Write>,
     },
-    /// Read the child's records after `after`, at most [`CHAIN_RECORDS_MAX`].
+    /// Read the child's records after `after`: as many as
+    /// [`records_that_fit`](crate::wire::codec::records_that_fit) one answer.
     Read {
         /// Names the read.
         read: u64,

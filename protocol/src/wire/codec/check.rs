@@ -93,6 +93,7 @@ impl Message for Reply {
             | Outcome::Overloaded { .. }
             | Outcome::Conflict
             | Outcome::Unavailable
+            | Outcome::TooLarge
             | Outcome::Unknown => Ok(()),
         }
     }
