@@ -11,6 +11,7 @@
 //!                           └────────────────────────────────────────────┘          v one command to replay
 //! ```
 
+pub mod batch;
 pub mod clock;
 pub mod cover;
 pub mod disk;

@@ -2,6 +2,7 @@
 //!
 //! Owns: what a run came to, and how it is reported. Never prints: the binary does.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::cover::Coverage;
@@ -37,16 +38,26 @@ impl Outcome {
 /// How long a run is, in virtual time.
 pub const VIRTUAL: Duration = Duration::from_secs(120);
 
+/// The invariant of a machine that panicked.
+pub const ASSERTION: &str = "assertion";
+
 /// Runs one seed; `say` is told every step, when there is one.
 pub fn run(seed: u64, say: Option<Box<dyn FnMut(&str)>>) -> Outcome {
     run_scenario(Scenario::new(seed), say)
 }
 
-/// Runs one scenario.
+/// Runs one scenario. A machine that panics is a violation like any other: an assertion of the core
+/// did not hold, and the seed replays it.
 pub fn run_scenario(scenario: Scenario, say: Option<Box<dyn FnMut(&str)>>) -> Outcome {
     let seed = scenario.seed;
     let mut world = World::new(scenario, say);
-    world.run();
+    let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
+    if let Err(panic) = ended {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        let what = text.unwrap_or("a panic without words").into();
+        world.judge.fail(ASSERTION, what);
+    }
     let at = world.now();
     Outcome {
         seed,

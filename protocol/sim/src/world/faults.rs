@@ -112,6 +112,14 @@ impl World {
                 let node = self.victim(victim);
                 self.cut(|from, to| from == node || to == node, &[Lane::Heart], span);
             }
+            Fault::BlockMain(victim, span) => {
+                let node = self.victim(victim);
+                self.cut(|from, to| from == node || to == node, &[Lane::Main], span);
+            }
+            Fault::BlockHearts(one, other, span) => {
+                let pair = [(one, other), (other, one)];
+                self.cut(|from, to| pair.contains(&(from, to)), &[Lane::Heart], span);
+            }
             Fault::Degrade(degree, span) => {
                 self.net.set_quality(quality(degree));
                 self.quality_number += 1;
@@ -302,6 +310,17 @@ impl World {
         let named = match victim {
             Victim::Node(node) => Some(node),
             Victim::Leader => self.leader(),
+            Victim::Member(nth) => {
+                let set = self
+                    .judge
+                    .truth
+                    .units()
+                    .values()
+                    .last()
+                    .map(|unit| &unit.set);
+                let store = set.and_then(|set| set.iter().nth(nth % set.len().max(1)));
+                store.and_then(|store| self.node_of_store(*store))
+            }
             Victim::Owner => {
                 let mut owned: BTreeMap<usize, usize> = BTreeMap::new();
                 for unit in self.judge.truth.units().values() {
@@ -353,17 +372,15 @@ impl World {
         self.trace(25, node, || format!("{old} is lost; {store} is new"));
     }
 
-    /// Every set is as large as it should be, on stores that are there and unhurt, and so is Raft.
+    /// Every set is on stores that are there and unhurt, and so is Raft. How large a set is, is no
+    /// excuse: that is for R6 to see to.
     fn is_whole(&self) -> bool {
         let truth = &self.judge.truth;
         let fits = |store: &StoreId| {
             let node = self.node_of_store(*store).map(|node| &self.nodes[node]);
             node.is_some_and(|of| of.store == *store && !of.disk.store.is_hurt())
         };
-        let sets = truth
-            .units()
-            .values()
-            .all(|unit| unit.set.len() >= truth.min_copies().max(2) && unit.set.iter().all(fits));
+        let sets = truth.units().values().all(|unit| unit.set.iter().all(fits));
         let voters = truth.voters();
         let raft = self.leader().is_some_and(|leader| {
             let process = self.nodes[leader].process.as_ref().expect("it leads");
