@@ -10,7 +10,11 @@
 //!   Warden (kills)                                    Agent: one Owner a unit ──> Replica (stores)
 //! ```
 
+pub mod agent;
+pub mod calls;
+pub mod controller;
 pub mod directory;
 pub mod lease;
+pub mod placement;
 pub mod replication;
 pub mod voters;

@@ -13,6 +13,7 @@ pub mod envelope;
 pub mod heart;
 pub mod record;
 pub mod replica;
+pub mod step;
 
 /// CRC-32C (Castagnoli; RFC 3720 appendix B.4) of `bytes`.
 pub fn checksum(bytes: &[u8]) -> u32 {

@@ -106,11 +106,13 @@ impl Directory {
             Command::SetCopies {
                 replicas,
                 min_copies,
+                by_operator,
             } => {
                 if min_copies == 0 || replicas < min_copies {
                     return Err(Void::BadSet);
                 }
                 (self.replicas, self.min_copies) = (replicas, min_copies);
+                self.copies_fixed |= by_operator;
                 self.changed_all();
                 Ok(())
             }

@@ -210,6 +210,9 @@ pub enum Command {
         /// How many it must have for anything to be acknowledged.
         #[n(1)]
         min_copies: u8,
+        /// An operator's word holds: the cluster does not raise `min_copies` by itself afterwards.
+        #[n(2)]
+        by_operator: bool,
     },
     /// A step of a change of the lease voters (L8).
     #[n(20)]

@@ -81,6 +81,9 @@ pub struct Directory {
     next_unit: u64,
     #[n(13)]
     next_supervisor: u64,
+    /// An operator has set the copies (R4).
+    #[n(14)]
+    copies_fixed: bool,
     /// Shards by the first of their slots; follows from `units`.
     #[cbor(skip)]
     shards: BTreeMap<u16, UnitId>,
@@ -144,6 +147,7 @@ impl Default for Directory {
             supervisors: BTreeMap::new(),
             next_unit: 0,
             next_supervisor: 0,
+            copies_fixed: false,
             shards: BTreeMap::new(),
             dedicated: BTreeMap::new(),
             actions: VecDeque::new(),
@@ -188,6 +192,16 @@ impl Directory {
     /// How many replicas a set should have (R4): at most as many as there are storing nodes.
     pub fn wanted_replicas(&self) -> usize {
         usize::from(self.replicas).min(self.storing_stores().count())
+    }
+
+    /// How many replicas were asked for.
+    pub fn replicas(&self) -> u8 {
+        self.replicas
+    }
+
+    /// Whether `min_copies` is one because the cluster began with one store (R4).
+    pub fn may_raise_min_copies(&self) -> bool {
+        self.is_formed() && self.min_copies == 1 && !self.copies_fixed
     }
 
     /// How many replicas a set must have for anything to be acknowledged (R4).

@@ -25,8 +25,8 @@ mod replica;
 mod slots;
 
 pub use owner::{
-    Action as OwnerAction, Event as OwnerEvent, Owner, OwnerConfig, Phase, Refused as OwnerRefused,
-    UnitView,
+    Action as OwnerAction, Event as OwnerEvent, Leaving, Owner, OwnerConfig, Phase,
+    Refused as OwnerRefused, UnitView,
 };
 pub use replica::{
     Action as ReplicaAction, CutMark, Event as ReplicaEvent, Opened, OpenedChain,

@@ -167,7 +167,7 @@ pub enum Action {
         /// Whose.
         child: ChildId,
         /// Up to which.
-        upto: Seq,
+        upto: Head,
     },
     /// The child's records, from its base on. None: the child is new.
     Loaded {
@@ -380,6 +380,20 @@ impl Owner {
             return 0;
         };
         log.tail.seq.0 - log.snapshots.back().map_or(0, |seq| seq.0)
+    }
+
+    /// How many records of the child are held in memory; at most [`CHAIN_RECORDS_MAX`].
+    pub fn chain_len(&self, child: &ChildId) -> usize {
+        let records = self
+            .children
+            .get(child)
+            .and_then(|log| log.records.as_ref());
+        records.map_or(0, VecDeque::len)
+    }
+
+    /// Whether it admits nothing and everything is acknowledged.
+    pub fn is_quiet(&self) -> bool {
+        self.phase == Phase::Quiet && self.all_acknowledged()
     }
 
     /// Everything that it holds in memory and that has a limit: the longest chain.
@@ -1253,11 +1267,14 @@ impl Owner {
         }
         .unwrap_or(Seq::ZERO);
         if acked > log.acked {
+            let Some(upto) = log.head_at(acked) else {
+                return;
+            };
             log.acked = acked;
             log.shorten();
             self.actions.push_back(Action::Acknowledged {
                 child: child.clone(),
-                upto: acked,
+                upto,
             });
             if !log.wanted && acked == log.tail.seq {
                 log.records = None;

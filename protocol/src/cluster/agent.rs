@@ -1,0 +1,1156 @@
+//! The agent: what one node does for the units it was granted.
+//!
+//! Owns: which children are loaded, one call at a time for each, when its record is written, and when
+//! its reply may leave (rules E1, E2, E4, S3). One [`Owner`] a unit does the replication. Never runs
+//! a child: the shell does, and says what came of it.
+//!
+//! ```text
+//!   Call ──> mailbox ──> Execute ──> Executed{effect, answer} ──> record ──> acknowledged ──> Reply
+//!              │ not loaded                                          │ lease not valid
+//!              └──> Load ──> Loaded ──> Start ──> Started            └──> (nothing: the caller asks again)
+//! ```
+//!
+//! A reply, a read's too, waits until every record that it reflects is acknowledged, and leaves only
+//! while the lease is valid (E1). A child whose effect could not be written is dropped and loaded
+//! again: its memory is ahead of its records.
+
+mod view;
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use bytes::Bytes;
+
+pub use view::{Granted, granted};
+
+use super::calls::{Admission, Calls};
+use super::directory::Command;
+use super::replication::{
+    Leaving, Owner, OwnerAction, OwnerConfig, OwnerEvent, OwnerRefused, Phase,
+};
+use crate::id::{ChildId, IncarnationId, Seq, StoreId, UnitId};
+use crate::machine::Machine;
+use crate::rules::{Rule, keeps};
+use crate::supervision::{self, Exit, Intensity, Policy, RestartType, Strategy, Supervisor};
+use crate::time::Time;
+use crate::wire::envelope::{CallId, Envelope, Outcome, Reply, Route};
+use crate::wire::record::{Head, Record, RecordKind};
+use crate::wire::replica::{CHAIN_RECORDS_MAX, ReplicaAnswer, ReplicaRequest, Scope};
+use crate::wire::step::{Base, Remembered, Step};
+
+/// One node's units and their children.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Agent {
+    settings: AgentSettings,
+    owners: BTreeMap<UnitId, Owner>,
+    children: BTreeMap<ChildId, Host>,
+    /// Restarts of light children.
+    light: Supervisor<ChildId>,
+    lease_until: Time,
+    /// Of the event that is being handled.
+    now: Time,
+    /// When each owner and each host wants to be looked at again.
+    due: BTreeSet<(Time, Due)>,
+    owner_due: BTreeMap<UnitId, Time>,
+    actions: VecDeque<Action>,
+}
+
+/// What stays the same for one start of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AgentSettings {
+    /// Which start of the node.
+    pub incarnation: IncarnationId,
+    /// The node's own store.
+    pub home: StoreId,
+    /// For how long a client's key is kept (E2); [`super::calls::KEY_KEPT`] unless a test hurries.
+    pub key_kept: Duration,
+    /// After how long without a call a light child is passivated.
+    pub passivate_after: Duration,
+    /// How long one call may be at work before its child is killed as hung.
+    pub work_limit: Duration,
+    /// A snapshot is written when this many records follow the last one.
+    pub snapshot_every: u64,
+}
+
+/// What may happen to an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// One directory entry changed these units; `None` where they are not this incarnation's.
+    Units(Vec<(UnitId, Option<Granted>)>),
+    /// A store answers one of our owners.
+    Answer(ReplicaAnswer),
+    /// A call arrives. `route` is where the directory sends calls to that child.
+    Call {
+        /// The call.
+        envelope: Envelope,
+        /// For the answer to a caller who is wrong here.
+        route: Option<Route>,
+    },
+    /// The child is up.
+    Started(ChildId),
+    /// The child has carried the call out.
+    Executed {
+        /// Whose.
+        child: ChildId,
+        /// Which call.
+        call: CallId,
+        /// What it answers.
+        answer: Bytes,
+        /// The step it took; none for a read.
+        effect: Option<Bytes>,
+        /// Its whole state after the step, when a snapshot was asked for.
+        state: Option<Bytes>,
+    },
+    /// The child ended: by itself, or killed.
+    Ended {
+        /// Which.
+        child: ChildId,
+        /// How.
+        exit: Exit,
+        /// For the jitter of its backoff.
+        random: u64,
+    },
+    /// An operator rolls the child back: its state is to be this one again. Remembered calls stay
+    /// (E4).
+    RollBack {
+        /// Which.
+        child: ChildId,
+        /// The state.
+        state: Bytes,
+    },
+    /// The lease is valid until then.
+    Lease(Time),
+    /// Split, merge with the next shard, or except a child.
+    Reshape(UnitId, Reshape),
+    /// A gateway has its answers up to this call (E2).
+    Confirmed(IncarnationId, u64),
+    /// A gateway's incarnation is expelled (E2).
+    GatewayGone(IncarnationId),
+    /// The deadline has come.
+    Tick,
+}
+
+/// How a shard may be reshaped (S2).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Reshape {
+    /// In two, at this slot.
+    Split(u16),
+    /// With the shard that follows it.
+    Merge,
+    /// This child gets a unit of its own.
+    Except(ChildId),
+}
+
+/// What an agent wants done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Send a request to a store.
+    Ask {
+        /// Which.
+        to: StoreId,
+        /// What to send.
+        request: ReplicaRequest,
+    },
+    /// Have this committed.
+    Propose(Command),
+    /// Start the child from its records, then say [`Event::Started`] or [`Event::Ended`].
+    Start {
+        /// Which.
+        child: ChildId,
+        /// The child's bytes: a base or nothing, then the steps after it.
+        base: Option<Bytes>,
+        /// In order.
+        steps: Vec<Bytes>,
+    },
+    /// Hand the call to the child, then say [`Event::Executed`] or [`Event::Ended`].
+    Execute {
+        /// Which.
+        child: ChildId,
+        /// The call.
+        envelope: Envelope,
+        /// Hand back the whole state too.
+        snapshot: bool,
+    },
+    /// Stop the child; no answer is awaited.
+    Stop(ChildId),
+    /// Send the reply.
+    Reply(Reply),
+    /// The unit starts or works; the warden must know (V2).
+    AtWork(UnitId),
+    /// The unit rests.
+    AtRest(UnitId),
+    /// Every record of the child up to this one is acknowledged (R2).
+    Acknowledged {
+        /// Whose.
+        child: ChildId,
+        /// Up to which.
+        upto: Head,
+    },
+    /// The unit is served here now.
+    Serving(UnitId),
+    /// No complete replica of the unit answers (T2).
+    Unavailable(UnitId),
+}
+
+/// Why an event was refused. Nothing has changed, in every case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The child is not here, or not in a state in which this can happen: late or repeated.
+    #[error("the child is not here, or does not expect this")]
+    NotExpected,
+    /// The unit is not served here, or already changing.
+    #[error("the unit is not served here, or is changing")]
+    NotServed,
+    /// The answer is to none of our owners.
+    #[error("the answer is to none of our owners")]
+    NotMine,
+    /// The slots or the child do not fit the unit.
+    #[error("the slots or the child do not fit the unit")]
+    BadReshape,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Due {
+    Owner(UnitId),
+    Host(ChildId),
+    Restarts,
+}
+
+/// One child that is here.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Host {
+    unit: UnitId,
+    state: State,
+    mailbox: VecDeque<Waiting>,
+    calls: Calls,
+    /// Replies that wait for records, in the order of the records.
+    held: VecDeque<Held>,
+    used: Time,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    /// Its records are on their way.
+    Loading,
+    /// Told to start.
+    Starting,
+    /// Waits for a call.
+    Ready,
+    /// Carries a call out, since then.
+    Working(Envelope, Time),
+    /// It ended; its supervisor will say when it may be loaded again.
+    Down,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Waiting {
+    envelope: Envelope,
+    until: Time,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Held {
+    reflects: Seq,
+    call: CallId,
+    body: Bytes,
+}
+
+impl Agent {
+    /// The agent of one start of a node: it has no units yet.
+    pub fn new(settings: AgentSettings) -> Agent {
+        Agent {
+            settings,
+            owners: BTreeMap::new(),
+            children: BTreeMap::new(),
+            light: Supervisor::new(light_policy()),
+            lease_until: Time::ZERO,
+            now: Time::ZERO,
+            due: BTreeSet::new(),
+            owner_due: BTreeMap::new(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// The units that it owns.
+    pub fn owners(&self) -> &BTreeMap<UnitId, Owner> {
+        &self.owners
+    }
+
+    /// The longest mailbox, the most replies held and the most calls remembered of any child: each
+    /// has a limit.
+    pub fn usage(&self) -> (usize, usize, usize) {
+        let hosts = || self.children.values();
+        let most = |of: fn(&Host) -> usize| hosts().map(of).max().unwrap_or(0);
+        (
+            most(|host| host.mailbox.len()),
+            most(|host| host.held.len()),
+            most(|host| host.calls.len()),
+        )
+    }
+
+    /// Takes in what one directory entry changed. Units that this node went quiet for to have them
+    /// reshaped come back as their parts, which go on with what is known here (S2).
+    fn on_units(&mut self, now: Time, units: Vec<(UnitId, Option<Granted>)>) {
+        let mut fresh = Vec::new();
+        let mut parts = Vec::new();
+        let mut old = Vec::new();
+        let mut gone = Vec::new();
+        for (unit, granted) in units {
+            let mine = self.owners.get(&unit).map(|owner| owner.claim().epoch);
+            if let (Some(epoch), Some(granted)) = (mine, &granted) {
+                if epoch == granted.epoch {
+                    self.on_view(now, unit, granted.clone());
+                    continue;
+                }
+            }
+            if let Some(owner) = self.forget_owner(unit) {
+                let reshapes = matches!(
+                    owner.leaving(),
+                    Some(Leaving::Split(_) | Leaving::Except(_) | Leaving::Merge)
+                );
+                if reshapes {
+                    old.push(owner)
+                } else {
+                    gone.push(unit)
+                }
+            }
+            match granted {
+                Some(granted) if granted.view.serving => parts.push((unit, granted)),
+                Some(granted) => fresh.push((unit, granted)),
+                None => {}
+            }
+        }
+        if old.is_empty() {
+            fresh.append(&mut parts);
+        }
+        for unit in gone {
+            self.drop_hosts(|host| host.unit == unit);
+        }
+        let old_units: BTreeSet<UnitId> = old.iter().map(|owner| owner.claim().unit).collect();
+        let configs = parts
+            .iter()
+            .map(|(unit, granted)| (self.owner_config(*unit, granted), granted.view.clone()));
+        for owner in Owner::reshaped(now, old, configs.collect()) {
+            let unit = owner.claim().unit;
+            for (child, host) in &mut self.children {
+                if old_units.contains(&host.unit) && owner.view().scope.holds(child) {
+                    host.unit = unit;
+                }
+            }
+            self.owners.insert(unit, owner);
+            self.drive(now, unit);
+        }
+        let owners = &self.owners;
+        let lost: BTreeSet<UnitId> = old_units
+            .into_iter()
+            .filter(|unit| !owners.contains_key(unit))
+            .collect();
+        self.drop_hosts(|host| lost.contains(&host.unit));
+        for (unit, granted) in fresh {
+            self.drop_hosts(|host| host.unit == unit);
+            self.actions.push_back(Action::AtWork(unit));
+            let owner = Owner::new(now, self.owner_config(unit, &granted), granted.view.clone());
+            self.owners.insert(unit, owner);
+            self.on_view(now, unit, granted);
+        }
+    }
+
+    fn owner_config(&self, unit: UnitId, granted: &Granted) -> OwnerConfig {
+        let AgentSettings {
+            incarnation, home, ..
+        } = self.settings;
+        OwnerConfig {
+            unit,
+            epoch: granted.epoch,
+            incarnation,
+            home,
+        }
+    }
+
+    fn on_view(&mut self, now: Time, unit: UnitId, granted: Granted) {
+        let Some(owner) = self.owners.get_mut(&unit) else {
+            return;
+        };
+        tell(owner, now, OwnerEvent::View(granted.view));
+        if granted.stopping {
+            self.drop_hosts(|host| host.unit == unit);
+            self.leave(now, unit, Leaving::Exit(Exit::Shutdown));
+        } else if granted.moving {
+            self.leave(now, unit, Leaving::Release);
+        }
+        self.drive(now, unit);
+    }
+
+    fn leave(&mut self, now: Time, unit: UnitId, leaving: Leaving) {
+        if let Some(owner) = self.owners.get_mut(&unit) {
+            tell(owner, now, OwnerEvent::Leave(leaving));
+        }
+    }
+
+    fn on_call(&mut self, now: Time, envelope: Envelope, route: Option<Route>) {
+        let child = envelope.to.clone();
+        let owner = route.and_then(|route| self.owners.get(&route.unit));
+        let owner = owner.filter(|owner| owner.view().scope.holds(&child));
+        let Some(owner) = owner else {
+            return self.reply(envelope.call, Outcome::NotOwner { hint: route });
+        };
+        if owner.is_unavailable() {
+            return self.reply(envelope.call, Outcome::Unavailable);
+        }
+        if owner.phase() != Phase::Serving || now >= self.lease_until {
+            return self.reply(envelope.call, Outcome::NotOwner { hint: route });
+        }
+        let unit = owner.claim().unit;
+        if !self.children.contains_key(&child) {
+            self.add_host(now, unit, child.clone());
+        }
+        let host = self.children.get_mut(&child).expect("it was just added");
+        if host.mailbox.len() >= MAILBOX_MAX {
+            let retry_after_ms = RETRY_AFTER_MS;
+            return self.reply(envelope.call, Outcome::Overloaded { retry_after_ms });
+        }
+        let until = now + envelope.patience();
+        host.mailbox.push_back(Waiting { envelope, until });
+        self.work(now, &child);
+        self.drive(now, unit);
+    }
+
+    fn add_host(&mut self, now: Time, unit: UnitId, child: ChildId) {
+        let host = Host {
+            unit,
+            state: State::Down,
+            mailbox: VecDeque::new(),
+            calls: Calls::default(),
+            held: VecDeque::new(),
+            used: now,
+        };
+        self.children.insert(child.clone(), host);
+        let dedicated = self.owners.get(&unit).is_some_and(is_dedicated);
+        if dedicated {
+            // Its supervisor is in the directory: the grant is the start.
+            self.load(now, &child);
+        } else {
+            let restart = RestartType::Permanent;
+            self.supervise(now, supervision::Event::Add { child, restart });
+        }
+    }
+
+    fn load(&mut self, now: Time, child: &ChildId) {
+        let Some(host) = self.children.get_mut(child) else {
+            return;
+        };
+        let Some(owner) = self.owners.get_mut(&host.unit) else {
+            return;
+        };
+        match owner.handle(now, OwnerEvent::Load(child.clone())) {
+            Ok(()) => host.state = State::Loading,
+            Err(_) => {
+                let child = child.clone();
+                self.drop_hosts_named(&child);
+            }
+        }
+    }
+
+    fn on_loaded(&mut self, now: Time, child: ChildId, records: Vec<Record>) {
+        let kept = self.settings.key_kept;
+        let Some(host) = self.children.get_mut(&child) else {
+            return;
+        };
+        if host.state != State::Loading {
+            return;
+        }
+        host.state = State::Starting;
+        host.calls = Calls::default();
+        let mut base = None;
+        let mut steps = Vec::new();
+        for record in records {
+            match record.kind {
+                RecordKind::Snapshot => {
+                    let Ok(read) = minicbor::decode::<Base>(&record.body) else {
+                        continue;
+                    };
+                    host.calls = Calls::default();
+                    for call in read.calls {
+                        let seq = call.seq.unwrap_or(record.seq);
+                        host.calls.remember(now, call, seq, kept);
+                    }
+                    base = Some(read.state);
+                    steps.clear();
+                }
+                RecordKind::Delta => {
+                    let Ok(read) = minicbor::decode::<Step>(&record.body) else {
+                        continue;
+                    };
+                    if let Some(call) = read.call {
+                        host.calls.remember(now, call, record.seq, kept);
+                    }
+                    steps.push(read.effect);
+                }
+            }
+        }
+        self.actions.push_back(Action::Start { child, base, steps });
+    }
+
+    fn on_started(&mut self, now: Time, child: ChildId) -> Result<(), Refused> {
+        let host = self
+            .children
+            .get_mut(&child)
+            .filter(|host| host.state == State::Starting);
+        let host = host.ok_or(Refused::NotExpected)?;
+        host.state = State::Ready;
+        host.used = now;
+        let unit = host.unit;
+        if !self.owners.get(&unit).is_some_and(is_dedicated) {
+            self.supervise(
+                now,
+                supervision::Event::Started {
+                    child: child.clone(),
+                },
+            );
+        }
+        self.work(now, &child);
+        self.drive(now, unit);
+        Ok(())
+    }
+
+    /// Takes the child's next calls until one is being carried out or none is left.
+    fn work(&mut self, now: Time, child: &ChildId) {
+        loop {
+            let Some(host) = self.children.get_mut(child) else {
+                return;
+            };
+            if host.state != State::Ready {
+                return;
+            }
+            let Some(Waiting { envelope, until }) = host.mailbox.pop_front() else {
+                let at = host.used + self.settings.passivate_after;
+                self.due.insert((at, Due::Host(child.clone())));
+                return;
+            };
+            host.used = now;
+            let call = envelope.call;
+            let Some(owner) = self
+                .owners
+                .get(&host.unit)
+                .filter(|owner| owner.phase() == Phase::Serving)
+            else {
+                self.reply(call, Outcome::NotOwner { hint: None });
+                continue;
+            };
+            if now >= until {
+                // The caller has gone; what was not begun is not begun now.
+                continue;
+            }
+            let full = host.held.len() >= HELD_MAX
+                || owner.chain_len(child) + RECORDS_PER_CALL > CHAIN_RECORDS_MAX;
+            let due_snapshot = owner.since_snapshot(child) + 1 >= self.settings.snapshot_every;
+            match host.calls.admit(now, &envelope.key, envelope.request_hash) {
+                Admission::Answered { answer, seq } => self.hold(now, child, seq, call, answer),
+                Admission::Conflict => self.reply(call, Outcome::Conflict),
+                Admission::Full { until } => {
+                    let retry_after_ms =
+                        until.since(now).as_millis().min(u128::from(u32::MAX)) as u32;
+                    self.reply(call, Outcome::Overloaded { retry_after_ms });
+                }
+                Admission::Fresh if full => {
+                    let retry_after_ms = RETRY_AFTER_MS;
+                    self.reply(call, Outcome::Overloaded { retry_after_ms });
+                }
+                Admission::Fresh => {
+                    host.state = State::Working(envelope.clone(), now);
+                    let unit = host.unit;
+                    self.due
+                        .insert((now + self.settings.work_limit, Due::Host(child.clone())));
+                    self.mark_work(unit);
+                    let (child, snapshot) = (child.clone(), due_snapshot);
+                    self.actions.push_back(Action::Execute {
+                        child,
+                        envelope,
+                        snapshot,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Tells the warden whether any child of the unit is at work (V2).
+    fn mark_work(&mut self, unit: UnitId) {
+        let working = self
+            .children
+            .values()
+            .filter(|host| host.unit == unit && host.is_working())
+            .count();
+        match working {
+            0 => self.actions.push_back(Action::AtRest(unit)),
+            1 => self.actions.push_back(Action::AtWork(unit)),
+            _ => {}
+        }
+    }
+
+    fn on_executed(
+        &mut self,
+        now: Time,
+        child: ChildId,
+        call: CallId,
+        answer: Bytes,
+        effect: Option<Bytes>,
+        state: Option<Bytes>,
+    ) -> Result<(), Refused> {
+        let host = self.children.get_mut(&child).ok_or(Refused::NotExpected)?;
+        let State::Working(envelope, _) = &host.state else {
+            return Err(Refused::NotExpected);
+        };
+        if envelope.call != call {
+            return Err(Refused::NotExpected);
+        }
+        let (key, request_hash) = (envelope.key.clone(), envelope.request_hash);
+        host.state = State::Ready;
+        let unit = host.unit;
+        self.mark_work(unit);
+        if let Some(effect) = effect {
+            let remembered = Remembered {
+                key,
+                request_hash,
+                answer: answer.clone(),
+                seq: None,
+            };
+            if self
+                .write_step(now, &child, remembered, effect, state)
+                .is_err()
+            {
+                // Its memory is ahead of its records: it starts again from them.
+                self.reply(call, Outcome::Unknown);
+                self.drop_hosts_named(&child);
+                return Ok(());
+            }
+        }
+        let tail = self
+            .owners
+            .get(&unit)
+            .map_or(Seq::ZERO, |owner| owner.tail(&child));
+        self.hold(now, &child, tail, call, answer);
+        self.work(now, &child);
+        self.drive(now, unit);
+        Ok(())
+    }
+
+    fn write_step(
+        &mut self,
+        now: Time,
+        child: &ChildId,
+        call: Remembered,
+        effect: Bytes,
+        state: Option<Bytes>,
+    ) -> Result<(), OwnerRefused> {
+        let host = self
+            .children
+            .get_mut(child)
+            .ok_or(OwnerRefused::NotLoaded)?;
+        let owner = self
+            .owners
+            .get_mut(&host.unit)
+            .ok_or(OwnerRefused::NotServing)?;
+        let body = encoded(&Step {
+            call: Some(call.clone()),
+            effect,
+        });
+        let (child, schema, kind) = (child.clone(), SCHEMA, RecordKind::Delta);
+        owner.handle(
+            now,
+            OwnerEvent::Write {
+                child: child.clone(),
+                kind,
+                schema,
+                body,
+            },
+        )?;
+        host.calls
+            .remember(now, call, owner.tail(&child), self.settings.key_kept);
+        if let Some(state) = state {
+            let body = encoded(&Base {
+                calls: host.calls.remembered(),
+                state,
+            });
+            let kind = RecordKind::Snapshot;
+            owner.handle(
+                now,
+                OwnerEvent::Write {
+                    child,
+                    kind,
+                    schema,
+                    body,
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Holds a reply until everything that it reflects is acknowledged (E1).
+    fn hold(&mut self, now: Time, child: &ChildId, reflects: Seq, call: CallId, body: Bytes) {
+        if !keeps(Rule::E1) {
+            return self.reply(call, Outcome::Answered { body, reflects });
+        }
+        let Some(host) = self.children.get_mut(child) else {
+            return;
+        };
+        // What is acknowledged may be less than what this answer was made from.
+        let tail = self
+            .owners
+            .get(&host.unit)
+            .map_or(reflects, |owner| owner.tail(child));
+        host.held.push_back(Held {
+            reflects: reflects.max(tail),
+            call,
+            body,
+        });
+        let acknowledged = self
+            .owners
+            .get(&host.unit)
+            .map_or(Seq::ZERO, |owner| owner.acknowledged(child));
+        self.release(now, child, acknowledged);
+    }
+
+    /// Lets the replies go whose records are acknowledged, if the lease is valid now (E1).
+    fn release(&mut self, now: Time, child: &ChildId, upto: Seq) {
+        let Some(host) = self.children.get_mut(child) else {
+            return;
+        };
+        while host.held.front().is_some_and(|held| held.reflects <= upto) {
+            let Some(Held {
+                reflects,
+                call,
+                body,
+            }) = host.held.pop_front()
+            else {
+                return;
+            };
+            if now < self.lease_until {
+                let outcome = Outcome::Answered { body, reflects };
+                self.actions
+                    .push_back(Action::Reply(Reply { call, outcome }));
+            }
+        }
+    }
+
+    fn on_ended(
+        &mut self,
+        now: Time,
+        child: ChildId,
+        exit: Exit,
+        random: u64,
+    ) -> Result<(), Refused> {
+        let host = self.children.get_mut(&child).ok_or(Refused::NotExpected)?;
+        let up = matches!(
+            host.state,
+            State::Starting | State::Ready | State::Working(..)
+        );
+        if !up {
+            return Err(Refused::NotExpected);
+        }
+        let unit = host.unit;
+        if let State::Working(envelope, _) = core::mem::replace(&mut host.state, State::Down) {
+            let call = envelope.call;
+            self.reply(call, Outcome::Unknown);
+            self.mark_work(unit);
+        }
+        if self.owners.get(&unit).is_some_and(is_dedicated) {
+            self.drop_hosts_named(&child);
+            self.leave(now, unit, Leaving::Exit(exit));
+        } else {
+            self.supervise(
+                now,
+                supervision::Event::Exited {
+                    child,
+                    exit,
+                    random,
+                },
+            );
+        }
+        self.drive(now, unit);
+        Ok(())
+    }
+
+    fn roll_back(&mut self, now: Time, child: ChildId, state: Bytes) -> Result<(), Refused> {
+        let host = self
+            .children
+            .get_mut(&child)
+            .filter(|host| host.state == State::Ready);
+        let host = host.ok_or(Refused::NotExpected)?;
+        let owner = self.owners.get_mut(&host.unit).ok_or(Refused::NotServed)?;
+        // E4: a new record, with the calls remembered now and not those of then.
+        let body = encoded(&Base {
+            calls: host.calls.remembered(),
+            state,
+        });
+        let (kind, schema) = (RecordKind::Snapshot, SCHEMA);
+        let write = OwnerEvent::Write {
+            child: child.clone(),
+            kind,
+            schema,
+            body,
+        };
+        owner.handle(now, write).map_err(|_| Refused::NotServed)?;
+        self.actions.push_back(Action::Stop(child.clone()));
+        let unit = host.unit;
+        self.load(now, &child);
+        self.drive(now, unit);
+        Ok(())
+    }
+
+    fn on_reshape(&mut self, now: Time, unit: UnitId, reshape: Reshape) -> Result<(), Refused> {
+        let owner = self.owners.get(&unit).ok_or(Refused::NotServed)?;
+        let free = |owner: &Owner| owner.phase() == Phase::Serving && owner.leaving().is_none();
+        if !free(owner) || !owner.view().serving {
+            return Err(Refused::NotServed);
+        }
+        let Scope::Slots { range, except } = &owner.view().scope else {
+            return Err(Refused::BadReshape);
+        };
+        match reshape {
+            Reshape::Split(at) => {
+                range.split(at).ok_or(Refused::BadReshape)?;
+                self.leave(now, unit, Leaving::Split(at));
+            }
+            Reshape::Except(child) => {
+                let room = except.len() < crate::wire::replica::EXCEPTIONS_MAX;
+                if !owner.view().scope.holds(&child) || !room {
+                    return Err(Refused::BadReshape);
+                }
+                self.leave(now, unit, Leaving::Except(child));
+            }
+            Reshape::Merge => {
+                let next = self.owners.iter().find(|(_, other)| follows(owner, other));
+                let (high, other) = next.ok_or(Refused::BadReshape)?;
+                if !free(other) || !other.view().serving || other.view().set != owner.view().set {
+                    return Err(Refused::NotServed);
+                }
+                let high = *high;
+                self.leave(now, unit, Leaving::Merge);
+                self.leave(now, high, Leaving::Merge);
+                self.drive(now, high);
+            }
+        }
+        self.drive(now, unit);
+        Ok(())
+    }
+
+    /// One of two shards to be merged is quiet: when its neighbour is too, the merge is proposed.
+    fn on_quiet(&mut self, unit: UnitId) {
+        let quiet = |owner: &&Owner| owner.leaving() == Some(&Leaving::Merge) && owner.is_quiet();
+        let Some(low) = self.owners.get(&unit).filter(quiet) else {
+            return;
+        };
+        let high = self
+            .owners
+            .values()
+            .filter(quiet)
+            .find(|other| follows(low, other));
+        if let Some(high) = high {
+            self.actions.push_back(Action::Propose(Command::Merge {
+                low: low.claim(),
+                low_config: low.set_version(),
+                high: high.claim(),
+                high_config: high.set_version(),
+            }));
+        }
+    }
+
+    /// Carries out what an owner wants, and sees when it wants to be looked at again.
+    fn drive(&mut self, now: Time, unit: UnitId) {
+        while let Some(action) = self.owners.get_mut(&unit).and_then(Machine::poll_action) {
+            match action {
+                OwnerAction::Ask { to, request } => {
+                    self.actions.push_back(Action::Ask { to, request })
+                }
+                OwnerAction::Propose(command) => self.actions.push_back(Action::Propose(command)),
+                OwnerAction::Acknowledged { child, upto } => {
+                    self.release(now, &child, upto.seq);
+                    self.passivate(now, &child);
+                    self.actions.push_back(Action::Acknowledged { child, upto });
+                }
+                OwnerAction::Loaded { child, records } => self.on_loaded(now, child, records),
+                OwnerAction::Serve => {
+                    self.actions.push_back(Action::Serving(unit));
+                    self.actions.push_back(Action::AtRest(unit));
+                    let scope = self
+                        .owners
+                        .get(&unit)
+                        .map(|owner| owner.view().scope.clone());
+                    if let Some(Scope::Child(child)) = scope {
+                        self.add_host(now, unit, child);
+                    }
+                }
+                OwnerAction::Unavailable => self.actions.push_back(Action::Unavailable(unit)),
+                OwnerAction::Quiet => self.on_quiet(unit),
+            }
+        }
+        let wants = self.owners.get(&unit).and_then(Owner::next_deadline);
+        if self.owner_due.get(&unit).copied() == wants {
+            return;
+        }
+        if let Some(old) = self.owner_due.remove(&unit) {
+            self.due.remove(&(old, Due::Owner(unit)));
+        }
+        if let Some(at) = wants {
+            self.owner_due.insert(unit, at);
+            self.due.insert((at, Due::Owner(unit)));
+        }
+    }
+
+    fn on_tick(&mut self, now: Time) {
+        while self.due.first().is_some_and(|(at, _)| *at <= now) {
+            match self.due.pop_first() {
+                Some((_, Due::Owner(unit))) => {
+                    self.owner_due.remove(&unit);
+                    if let Some(owner) = self.owners.get_mut(&unit) {
+                        tell(owner, now, OwnerEvent::Tick);
+                    }
+                    self.drive(now, unit);
+                }
+                Some((_, Due::Host(child))) => {
+                    self.kill_if_hung(now, &child);
+                    self.passivate(now, &child);
+                }
+                Some((_, Due::Restarts)) => self.supervise(now, supervision::Event::Tick),
+                None => {}
+            }
+        }
+    }
+
+    fn kill_if_hung(&mut self, now: Time, child: &ChildId) {
+        let hung = |host: &&Host| matches!(host.state, State::Working(_, since) if now.since(since) >= self.settings.work_limit);
+        if self.children.get(child).filter(hung).is_some() {
+            self.actions.push_back(Action::Stop(child.clone()));
+            let ended = self.on_ended(now, child.clone(), Exit::Abnormal, now.as_nanos());
+            debug_assert_eq!(ended, Ok(()), "a child at work may end");
+        }
+    }
+
+    /// A light child that nobody calls leaves only its records.
+    fn passivate(&mut self, now: Time, child: &ChildId) {
+        let Some(host) = self.children.get(child) else {
+            return;
+        };
+        let idle = host.state == State::Ready && host.mailbox.is_empty() && host.held.is_empty();
+        if !idle {
+            return;
+        }
+        let until = host.used + self.settings.passivate_after;
+        let Some(owner) = self
+            .owners
+            .get_mut(&host.unit)
+            .filter(|owner| !is_dedicated(owner))
+        else {
+            return;
+        };
+        if now < until {
+            self.due.insert((until, Due::Host(child.clone())));
+            return;
+        }
+        tell(owner, now, OwnerEvent::Unload(child.clone()));
+        self.drop_hosts_named(child);
+    }
+
+    fn supervise(&mut self, now: Time, event: supervision::Event<ChildId>) {
+        // A refusal is an answer here: the child's state has moved on.
+        let _ = self.light.handle(now, event);
+        while let Some(action) = self.light.poll_action() {
+            if let supervision::Action::Start { child } = action {
+                if self
+                    .children
+                    .get(&child)
+                    .is_some_and(|host| host.state == State::Down)
+                {
+                    self.load(now, &child);
+                    if let Some(unit) = self.children.get(&child).map(|host| host.unit) {
+                        self.drive(now, unit);
+                    }
+                }
+            }
+        }
+        if let Some(at) = self.light.next_deadline() {
+            self.due.insert((at, Due::Restarts));
+        }
+    }
+
+    fn forget_owner(&mut self, unit: UnitId) -> Option<Owner> {
+        if let Some(at) = self.owner_due.remove(&unit) {
+            self.due.remove(&(at, Due::Owner(unit)));
+        }
+        self.owners.remove(&unit)
+    }
+
+    fn drop_hosts(&mut self, which: impl Fn(&Host) -> bool) {
+        let names: Vec<ChildId> = self
+            .children
+            .iter()
+            .filter(|(_, host)| which(host))
+            .map(|(child, _)| child.clone())
+            .collect();
+        for child in names {
+            self.drop_hosts_named(&child);
+        }
+    }
+
+    /// The child leaves this node's memory: what was not begun may go elsewhere, what was begun is
+    /// for the caller to ask again with its key.
+    fn drop_hosts_named(&mut self, child: &ChildId) {
+        let Some(host) = self.children.remove(child) else {
+            return;
+        };
+        let remove = supervision::Event::Remove {
+            child: child.clone(),
+        };
+        if self.light.handle(self.now, remove).is_ok() {
+            let exited = supervision::Event::Exited {
+                child: child.clone(),
+                exit: Exit::Shutdown,
+                random: 0,
+            };
+            let _ = self.light.handle(self.now, exited);
+            while self.light.poll_action().is_some() {}
+        }
+        if matches!(
+            host.state,
+            State::Starting | State::Ready | State::Working(..)
+        ) {
+            self.actions.push_back(Action::Stop(child.clone()));
+        }
+        for waiting in host.mailbox {
+            self.reply(waiting.envelope.call, Outcome::NotOwner { hint: None });
+        }
+        for held in host.held {
+            self.reply(held.call, Outcome::Unknown);
+        }
+        if let State::Working(envelope, _) = host.state {
+            self.reply(envelope.call, Outcome::Unknown);
+            self.mark_work(host.unit);
+        }
+    }
+
+    fn reply(&mut self, call: CallId, outcome: Outcome) {
+        self.actions
+            .push_back(Action::Reply(Reply { call, outcome }));
+    }
+}
+
+impl Host {
+    fn is_working(&self) -> bool {
+        matches!(self.state, State::Working(..))
+    }
+}
+
+impl Machine for Agent {
+    type Event = Event;
+    type Action = Action;
+    type Error = Refused;
+
+    fn handle(&mut self, now: Time, event: Event) -> Result<(), Refused> {
+        self.now = now;
+        match event {
+            Event::Units(units) => self.on_units(now, units),
+            Event::Answer(answer) => {
+                let unit = answer.unit;
+                let owner = self.owners.get_mut(&unit).ok_or(Refused::NotMine)?;
+                owner
+                    .handle(now, OwnerEvent::Answer(answer))
+                    .map_err(|_| Refused::NotMine)?;
+                self.drive(now, unit);
+            }
+            Event::Call { envelope, route } => self.on_call(now, envelope, route),
+            Event::Started(child) => self.on_started(now, child)?,
+            Event::Executed {
+                child,
+                call,
+                answer,
+                effect,
+                state,
+            } => {
+                self.on_executed(now, child, call, answer, effect, state)?;
+            }
+            Event::Ended {
+                child,
+                exit,
+                random,
+            } => self.on_ended(now, child, exit, random)?,
+            Event::RollBack { child, state } => self.roll_back(now, child, state)?,
+            Event::Lease(until) => self.lease_until = self.lease_until.max(until),
+            Event::Reshape(unit, reshape) => self.on_reshape(now, unit, reshape)?,
+            Event::Confirmed(gateway, upto) => {
+                self.children
+                    .values_mut()
+                    .for_each(|host| host.calls.confirmed(gateway, upto));
+            }
+            Event::GatewayGone(gateway) => {
+                self.children
+                    .values_mut()
+                    .for_each(|host| host.calls.gateway_gone(gateway));
+            }
+            Event::Tick => self.on_tick(now),
+        }
+        Ok(())
+    }
+
+    fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        self.due.first().map(|(at, _)| *at)
+    }
+}
+
+/// Tells an owner something that it cannot refuse.
+fn tell(owner: &mut Owner, now: Time, event: OwnerEvent) {
+    let told = owner.handle(now, event);
+    debug_assert_eq!(
+        told,
+        Ok(()),
+        "views, ticks, leaves and unloads are not refused"
+    );
+}
+
+fn is_dedicated(owner: &Owner) -> bool {
+    matches!(owner.view().scope, Scope::Child(_))
+}
+
+fn follows(low: &Owner, high: &Owner) -> bool {
+    match (&low.view().scope, &high.view().scope) {
+        (Scope::Slots { range: a, .. }, Scope::Slots { range: b, .. }) => a.end() == b.start(),
+        _ => false,
+    }
+}
+
+fn encoded<T: minicbor::Encode<()>>(body: &T) -> Bytes {
+    Bytes::from(minicbor::to_vec(body).expect("encoding into memory does not fail"))
+}
+
+/// Light children are restarted one for one, each with its own backoff, and their shard never gives
+/// up for them: a child that keeps failing must not take its neighbours down.
+fn light_policy() -> Policy {
+    let intensity = Intensity {
+        restarts: u16::MAX,
+        window: Duration::ZERO,
+    };
+    Policy {
+        intensity,
+        ..Policy::new(Strategy::OneForOne)
+    }
+}
+
+/// Calls that wait for one child (I5): about a second of work at a few milliseconds each.
+pub const MAILBOX_MAX: usize = 256;
+
+/// Replies of one child that wait for acknowledgement: more than a chain has records would mean
+/// that reads pile up behind a stalled store.
+pub const HELD_MAX: usize = 256;
+
+/// What a caller is told to wait when something is full, in milliseconds: some flushes.
+const RETRY_AFTER_MS: u32 = 50;
+
+/// A call writes a step, and sometimes a snapshot.
+const RECORDS_PER_CALL: usize = 2;
+
+/// The version of the bodies in [`crate::wire::step`].
+const SCHEMA: u16 = 1;

@@ -1,0 +1,117 @@
+//! The directory in placement's words.
+//!
+//! Owns: the translation. Never decides.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
+
+use crate::cluster::directory::{Directory, Down, Needs, NodeEntry, Run, UnitEntry};
+use crate::cluster::placement::{
+    self, Desired, NodeView, Observed, Role, Selector, UnitView, UnitWanted,
+};
+use crate::id::IncarnationId;
+use crate::rules::{Rule, keeps};
+
+/// What should run and what is there. A unit that is down is not wanted, unless it is quarantined,
+/// which `explain` should say.
+pub(super) fn translate(
+    directory: &Directory,
+    suspected: &BTreeSet<IncarnationId>,
+) -> (Desired, Observed) {
+    let mut shared: BTreeMap<&Needs, Arc<placement::Needs>> = BTreeMap::new();
+    let mut desired = Desired::default();
+    let mut observed = Observed {
+        now: directory.clock(),
+        ..Observed::default()
+    };
+    for (id, unit) in directory.units() {
+        if unit.run == Run::Down(Down::Waiting) && unit.owner.is_none() {
+            continue;
+        }
+        let needs = shared
+            .entry(&unit.needs)
+            .or_insert_with(|| Arc::new(needs(&unit.needs)));
+        let quarantined = unit.run == Run::Down(Down::Quarantined);
+        let wanted = UnitWanted {
+            needs: needs.clone(),
+            pin: unit.needs.pin,
+            quarantined,
+            ..UnitWanted::default()
+        };
+        desired.units.insert(*id, wanted);
+        observed.units.insert(*id, unit_view(directory, unit));
+    }
+    for (id, node) in directory.nodes() {
+        if let Some(incarnation) = node.incarnation {
+            observed
+                .nodes
+                .insert(*id, node_view(node, suspected.contains(&incarnation)));
+        }
+    }
+    (desired, observed)
+}
+
+fn needs(needs: &Needs) -> placement::Needs {
+    let required = needs.labels.iter().map(|(key, value)| Selector {
+        key: key.as_str().into(),
+        value: value.as_deref().map(Into::into),
+    });
+    let mut resources: BTreeMap<_, _> = needs
+        .resources
+        .iter()
+        .map(|(name, amount)| (name.as_str().into(), *amount))
+        .collect();
+    // Every unit takes a place, so that units which name no resource spread too.
+    resources.entry(PLACES.into()).or_insert(1);
+    placement::Needs {
+        required: required.collect(),
+        preferred: BTreeSet::new(),
+        resources,
+    }
+}
+
+fn unit_view(directory: &Directory, unit: &UnitEntry) -> UnitView {
+    let owner = unit.owner.filter(|owner| {
+        // L7: an expelled owner is an owner until its promises are over.
+        keeps(Rule::L7) || directory.is_live(owner.incarnation)
+    });
+    UnitView {
+        owner: owner.map(|owner| owner.node),
+        moving_to: unit.move_to,
+        last_moved: unit.last_moved,
+        live_milli: 0,
+        complete: unit.set.iter().copied().collect(),
+    }
+}
+
+fn node_view(node: &NodeEntry, suspected: bool) -> NodeView {
+    let labels = node
+        .labels
+        .iter()
+        .map(|(key, value)| (key.as_str().into(), value.as_str().into()));
+    let mut capacity: BTreeMap<_, _> = node
+        .capacity
+        .iter()
+        .map(|(name, amount)| (name.as_str().into(), *amount))
+        .collect();
+    capacity.entry(PLACES.into()).or_insert(PLACES_DEFAULT);
+    NodeView {
+        role: if node.works {
+            Role::Worker
+        } else {
+            Role::Witness
+        },
+        labels: labels.collect(),
+        capacity,
+        live_milli: 0,
+        draining: node.draining,
+        suspected,
+        store: Some(node.store),
+    }
+}
+
+/// The resource that every unit takes one of.
+const PLACES: &str = "places";
+
+/// Places of a node that does not say: the directory's limit of dedicated units over a small cluster.
+const PLACES_DEFAULT: u64 = 20_000;
