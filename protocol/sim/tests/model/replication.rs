@@ -18,7 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use stateright::{Model, Property};
@@ -40,7 +40,10 @@ use understudy_protocol::wire::heart::{DeathDigest, Ttl};
 use understudy_protocol::wire::record::{Head, Record, RecordKind};
 use understudy_protocol::wire::replica::{Ask, ReplicaAnswer, ReplicaRequest, Said};
 
+use crate::see;
 use crate::shared::Shared;
+#[cfg(not(feature = "sabotage"))]
+use crate::{Row, TO_THE_END};
 
 /// How much may happen. Everything within is tried.
 #[derive(Clone, Debug)]
@@ -68,12 +71,183 @@ pub(crate) struct Bounds {
     pub(crate) late_flush: bool,
 }
 
+impl Bounds {
+    /// Three nodes, one unit in all three stores, one takeover, one record of the first owner.
+    const PLAIN: Bounds = Bounds {
+        stores: 3,
+        members: 3,
+        units: 1,
+        epochs: 2,
+        writes: &[1],
+        ticks: &[],
+        crashes: 0,
+        cuts: 0,
+        losses: 0,
+        duplicates: 0,
+        late_flush: false,
+    };
+}
+
+/// Worlds that are explored to their end within seconds.
+#[cfg(not(feature = "sabotage"))]
+pub(crate) fn small() -> Vec<Row<Bounds>> {
+    let to_the_end = |bounds| Row {
+        bounds,
+        steps_max: TO_THE_END,
+    };
+    vec![
+        to_the_end(Bounds {
+            crashes: 1,
+            ..Bounds::PLAIN
+        }),
+        to_the_end(Bounds {
+            ticks: &[1],
+            ..Bounds::PLAIN
+        }),
+        to_the_end(Bounds {
+            members: 2,
+            losses: 1,
+            ..Bounds::PLAIN
+        }),
+        to_the_end(Bounds {
+            units: 2,
+            epochs: 1,
+            writes: &[1],
+            crashes: 1,
+            ..Bounds::PLAIN
+        }),
+    ]
+}
+
+/// Minutes.
+#[cfg(not(feature = "sabotage"))]
+pub(crate) fn large() -> Vec<Row<Bounds>> {
+    let row = |steps_max, bounds| Row { bounds, steps_max };
+    vec![
+        row(
+            TO_THE_END,
+            Bounds {
+                epochs: 3,
+                writes: &[1, 1, 1],
+                ..Bounds::PLAIN
+            },
+        ),
+        row(
+            TO_THE_END,
+            Bounds {
+                ticks: &[0, 1],
+                ..Bounds::PLAIN
+            },
+        ),
+        row(
+            TO_THE_END,
+            Bounds {
+                crashes: 1,
+                duplicates: 1,
+                late_flush: true,
+                ..Bounds::PLAIN
+            },
+        ),
+        row(
+            TO_THE_END,
+            Bounds {
+                writes: &[1, 1],
+                cuts: 1,
+                ..Bounds::PLAIN
+            },
+        ),
+        // Too large for an end: as deep as some millions of steps go.
+        row(
+            SOME_MILLIONS,
+            Bounds {
+                members: 2,
+                writes: &[2, 1],
+                losses: 1,
+                ..Bounds::PLAIN
+            },
+        ),
+        row(
+            SOME_MILLIONS,
+            Bounds {
+                stores: 4,
+                writes: &[1, 1],
+                ticks: &[1],
+                ..Bounds::PLAIN
+            },
+        ),
+        row(
+            SOME_MILLIONS,
+            Bounds {
+                epochs: 3,
+                writes: &[1, 1, 1],
+                ticks: &[1, 1, 1],
+                crashes: 2,
+                losses: 1,
+                duplicates: 1,
+                ..Bounds::PLAIN
+            },
+        ),
+        row(
+            SOME_MILLIONS,
+            Bounds {
+                units: 2,
+                ticks: &[1, 1],
+                crashes: 2,
+                duplicates: 1,
+                ..Bounds::PLAIN
+            },
+        ),
+    ]
+}
+
+/// More than a million different states; some five gigabytes of them wait to be looked at in the end.
+#[cfg(not(feature = "sabotage"))]
+const SOME_MILLIONS: usize = 6_000_000;
+
+/// The smallest worlds in which each rule is needed.
+#[cfg(feature = "sabotage")]
+pub(crate) fn needing() -> Vec<(Rule, Bounds)> {
+    let joining = Bounds {
+        members: 2,
+        ..Bounds::PLAIN
+    };
+    vec![
+        (Rule::R1, Bounds::PLAIN),
+        (Rule::R2, Bounds::PLAIN),
+        (Rule::R3, joining.clone()),
+        (
+            Rule::R5,
+            Bounds {
+                writes: &[2],
+                ..joining
+            },
+        ),
+        (
+            Rule::R6,
+            Bounds {
+                ticks: &[1],
+                losses: 1,
+                ..Bounds::PLAIN
+            },
+        ),
+        (
+            Rule::R8,
+            Bounds {
+                ticks: &[0, 1],
+                cuts: 1,
+                ..Bounds::PLAIN
+            },
+        ),
+        (Rule::T1, Bounds::PLAIN),
+    ]
+}
+
 /// The model; `seen` says what happened in any run, so that none of the properties is true for want
 /// of a case.
 #[derive(Clone, Debug)]
 pub(crate) struct Takeover {
     bounds: Bounds,
-    pub(crate) seen: Arc<Seen>,
+    seen: Arc<Seen>,
 }
 
 #[derive(Debug, Default)]
@@ -168,11 +342,8 @@ pub(crate) enum Step {
 }
 
 impl Takeover {
-    pub(crate) fn within(bounds: Bounds) -> Takeover {
-        Takeover {
-            bounds,
-            seen: Arc::default(),
-        }
+    pub(crate) fn within(bounds: Bounds, seen: Arc<Seen>) -> Takeover {
+        Takeover { bounds, seen }
     }
 
     fn first_state(&self) -> State {
@@ -302,7 +473,7 @@ impl Takeover {
                     }
                     owner.chain = Some(chain);
                 }
-                OwnerAction::Acknowledged { upto, .. } => owner.upto = upto,
+                OwnerAction::Acknowledged { upto, .. } => owner.upto = upto.seq,
                 OwnerAction::Propose(_) | OwnerAction::Unavailable | OwnerAction::Quiet => {}
             }
         }
@@ -579,14 +750,14 @@ impl Model for Takeover {
 }
 
 /// No two records are acknowledged for one place.
-pub(crate) const ONE_RECORD: &str = "one record is acknowledged for a place";
+const ONE_RECORD: &str = "one record is acknowledged for a place";
 /// So any one of them suffices to go on: what a takeover's safety rests on (T1).
-pub(crate) const ON_EVERY_DISK: &str =
+const ON_EVERY_DISK: &str =
     "what is acknowledged is on every disk of the directory's set that has lost nothing";
 /// With two copies at least, one lost disk loses nothing (R4, R6).
-pub(crate) const ON_SOME_DISK: &str = "what is acknowledged is on a disk of the directory's set";
+const ON_SOME_DISK: &str = "what is acknowledged is on a disk of the directory's set";
 /// Reads included: what was shown was acknowledged.
-pub(crate) const OWNER_HAS_ALL: &str = "the present owner, once it serves, has all acknowledged";
+const OWNER_HAS_ALL: &str = "the present owner, once it serves, has all acknowledged";
 
 impl State {
     fn store(&self, id: StoreId) -> &Store {
@@ -700,10 +871,7 @@ impl Store {
                         written.write(write);
                     }
                     let chain = written.chains.get(&child).into_iter().flatten();
-                    let records = chain
-                        .filter(|record| record.seq > after)
-                        .cloned()
-                        .collect();
+                    let records = chain.filter(|record| record.seq > after).cloned().collect();
                     self.machine
                         .handle(Time::ZERO, ReplicaEvent::Read { read, records })
                         .expect("it asked");
@@ -855,10 +1023,6 @@ const SECOND: &str = "t/k/c";
 /// before it, and than every wait of the machine.
 fn at(ticks: u8) -> Time {
     Time::from_millis([0, 10_000, 100_000, 1_000_000][usize::from(ticks)])
-}
-
-fn see(what: &AtomicBool) {
-    what.store(true, Ordering::Relaxed);
 }
 
 impl std::fmt::Debug for Message {
