@@ -31,10 +31,10 @@ use understudy_protocol::rules::Rule;
 use understudy_protocol::time::{ClusterTime, Time};
 use understudy_protocol::wire::heart::{DeathDigest, Promise, Renewal, Report, Ttl, Verdict};
 
+#[cfg(not(feature = "sabotage"))]
+use crate::Search;
 use crate::see;
 use crate::shared::Shared;
-#[cfg(not(feature = "sabotage"))]
-use crate::{Row, TO_THE_END};
 
 /// How much may happen. Everything within is tried.
 #[derive(Clone, Debug)]
@@ -72,46 +72,48 @@ const SKEWED: (u64, u64) = (990, 1_010);
 
 /// Worlds that are explored to their end within seconds.
 #[cfg(not(feature = "sabotage"))]
-pub(crate) fn small() -> Vec<Row<Bounds>> {
-    let to_the_end = |bounds| Row {
-        bounds,
-        steps_max: TO_THE_END,
-    };
+pub(crate) fn small() -> Vec<(Search, Bounds)> {
     vec![
-        to_the_end(Bounds::PLAIN),
-        to_the_end(Bounds {
-            steps: 6,
-            rounds: 2,
-            voters: 1,
-            restarts: 1,
-            duplicates: 1,
-            longer_ttl: true,
-            ..Bounds::PLAIN
-        }),
+        (Search::All, Bounds::PLAIN),
+        (
+            Search::All,
+            Bounds {
+                voters: 1,
+                restarts: 1,
+                ..Bounds::PLAIN
+            },
+        ),
+        (
+            Search::All,
+            Bounds {
+                voters: 1,
+                longer_ttl: true,
+                ..Bounds::PLAIN
+            },
+        ),
     ]
 }
 
 /// Minutes.
 #[cfg(not(feature = "sabotage"))]
-pub(crate) fn large() -> Vec<Row<Bounds>> {
-    let row = |steps_max, bounds| Row { bounds, steps_max };
+pub(crate) fn large() -> Vec<(Search, Bounds)> {
     vec![
-        row(
-            TO_THE_END,
+        (
+            Search::All,
             Bounds {
                 rounds: 2,
                 ..Bounds::PLAIN
             },
         ),
-        row(
-            TO_THE_END,
+        (
+            Search::All,
             Bounds {
                 restarts: 1,
                 ..Bounds::PLAIN
             },
         ),
         // Too large for an end: as deep as some millions of steps go.
-        row(
+        (
             SOME_MILLIONS,
             Bounds {
                 steps: 6,
@@ -122,7 +124,7 @@ pub(crate) fn large() -> Vec<Row<Bounds>> {
                 ..Bounds::PLAIN
             },
         ),
-        row(
+        (
             SOME_MILLIONS,
             Bounds {
                 voters: 3,
@@ -131,7 +133,7 @@ pub(crate) fn large() -> Vec<Row<Bounds>> {
             },
         ),
         // The other way round: the holder's clock is fast.
-        row(
+        (
             SOME_MILLIONS,
             Bounds {
                 voters: 3,
@@ -143,7 +145,7 @@ pub(crate) fn large() -> Vec<Row<Bounds>> {
 }
 
 #[cfg(not(feature = "sabotage"))]
-const SOME_MILLIONS: usize = 5_000_000;
+const SOME_MILLIONS: Search = Search::Nearest(5_000_000);
 
 /// The smallest worlds in which each rule is needed.
 #[cfg(feature = "sabotage")]
@@ -537,13 +539,14 @@ impl Model for Lease {
                 let (log, leader) = (state.log.clone(), state.leader.clone());
                 state.holder.change(|holder| {
                     holder.applied += 1;
-                    let ttls = log[..holder.applied].iter().filter_map(|(_, entry)| {
-                        match &entry.command {
-                            Command::SetTtl(ttl) => Some(*ttl),
-                            _ => None,
-                        }
-                    });
-                    holder.learn(now, leader.directory(), ttls.last().unwrap_or(TTL));
+                    let mut ttls =
+                        log[..holder.applied].iter().filter_map(|(_, entry)| {
+                            match &entry.command {
+                                Command::SetTtl(ttl) => Some(*ttl),
+                                _ => None,
+                            }
+                        });
+                    holder.learn(now, leader.directory(), ttls.next_back().unwrap_or(TTL));
                 });
             }
             Step::Speak(id) => {

@@ -16,64 +16,74 @@ use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use stateright::{Checker, CheckerBuilder, HasDiscoveries, Model};
+use stateright::{Checker, HasDiscoveries, Model, UniformChooser};
 
-/// One world: how much may happen in it, and after how many steps the search ends where the world
-/// does not.
-struct Row<B> {
-    bounds: B,
-    steps_max: usize,
+/// How much of a world is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Search {
+    /// Every state. The world must be small enough.
+    All,
+    /// The nearest to the beginning, up to so many steps.
+    Nearest(usize),
+    /// So many steps of random walks, from the beginning to where nothing can happen any more: deep,
+    /// where `Nearest` is wide. The seed is fixed.
+    Walks(usize),
 }
 
-/// What a search came to.
-struct Found {
-    ended: bool,
-    /// The broken property and the steps that broke it.
-    broken: Option<(&'static str, Vec<String>)>,
-}
+/// The broken property, if one is, and the steps that broke it.
+type Found = Option<(&'static str, Vec<String>)>;
 
-fn search<M>(checker: CheckerBuilder<M>, steps_max: usize, name: &str) -> Found
+fn search<M>(model: M, search: Search, threads: usize, name: &str) -> Found
 where
     M: Model + Send + Sync + 'static,
     M::State: Clone + Debug + Hash + PartialEq + Send + Sync,
     M::Action: Clone + Debug + PartialEq,
 {
-    let started = Instant::now();
-    let checker = checker
+    let checker = model
+        .checker()
         .finish_when(HasDiscoveries::AnyFailures)
-        .target_state_count(steps_max)
-        .spawn_bfs()
-        .join();
-    let ended = checker.state_count() < steps_max;
+        .threads(threads);
+    match search {
+        Search::All => conclude(checker.spawn_bfs(), search, name),
+        Search::Nearest(steps) => {
+            let checker = checker.target_state_count(steps);
+            conclude(checker.spawn_bfs(), search, name)
+        }
+        Search::Walks(steps) => {
+            let checker = checker.target_state_count(steps);
+            conclude(checker.spawn_simulation(SEED, UniformChooser), search, name)
+        }
+    }
+}
+
+fn conclude<M>(checker: impl Checker<M>, search: Search, name: &str) -> Found
+where
+    M: Model,
+    M::State: Clone + Debug + Hash + PartialEq,
+    M::Action: Clone + Debug + PartialEq,
+{
+    let started = Instant::now();
+    let checker = checker.join();
     println!(
-        "{name}: {} states, depth {}, {} steps{}, {:.1} s",
+        "{name}: {search:?}: {} states, {} steps, depth {}, {:.1} s",
         checker.unique_state_count(),
-        checker.max_depth(),
         checker.state_count(),
-        if ended { " (all)" } else { "" },
+        checker.max_depth(),
         started.elapsed().as_secs_f64(),
     );
-    let broken = checker
-        .discoveries()
-        .into_iter()
-        .next()
-        .map(|(property, path)| {
-            let steps = path
-                .into_actions()
-                .into_iter()
-                .map(|step| format!("{step:?}"));
-            (property, steps.collect())
-        });
-    Found { ended, broken }
+    let broken = checker.discoveries().into_iter().next();
+    broken.map(|(property, path)| {
+        let steps = path.into_actions().into_iter();
+        (property, steps.map(|step| format!("{step:?}")).collect())
+    })
 }
 
 fn see(what: &AtomicBool) {
     what.store(true, Ordering::Relaxed);
 }
 
-/// Larger than any search that is to end.
-#[cfg(not(feature = "sabotage"))]
-const TO_THE_END: usize = 100_000_000;
+/// Of the random walks.
+const SEED: u64 = 1;
 
 #[cfg(not(feature = "sabotage"))]
 mod kept {
@@ -82,18 +92,16 @@ mod kept {
     use crate::replication::Takeover;
 
     #[track_caller]
-    fn holds<M>(model: M, steps_max: usize, name: &str)
+    fn holds<M>(model: M, how: Search, name: &str)
     where
         M: Model + Send + Sync + 'static,
         M::State: Clone + Debug + Hash + PartialEq + Send + Sync,
         M::Action: Clone + Debug + PartialEq,
     {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let found = search(model.checker().threads(threads), steps_max, name);
-        if let Some((property, steps)) = found.broken {
+        if let Some((property, steps)) = search(model, how, threads, name) {
             panic!("{name}: not so: {property}\n  {}", steps.join("\n  "));
         }
-        assert!(found.ended || steps_max < TO_THE_END, "{name} has no end");
     }
 
     #[track_caller]
@@ -107,11 +115,11 @@ mod kept {
         std::env::var_os("UNDERSTUDY_LONG").is_some()
     }
 
-    fn check_replication(rows: Vec<Row<replication::Bounds>>) {
+    fn check_replication(rows: Vec<(Search, replication::Bounds)>) {
         let seen = std::sync::Arc::<replication::Seen>::default();
-        for Row { bounds, steps_max } in rows {
+        for (how, bounds) in rows {
             let name = format!("{bounds:?}");
-            holds(Takeover::within(bounds, seen.clone()), steps_max, &name);
+            holds(Takeover::within(bounds, seen.clone()), how, &name);
         }
         all_seen(&[
             (
@@ -132,11 +140,11 @@ mod kept {
         ]);
     }
 
-    fn check_leases(rows: Vec<Row<lease::Bounds>>) {
+    fn check_leases(rows: Vec<(Search, lease::Bounds)>) {
         let seen = std::sync::Arc::<lease::Seen>::default();
-        for Row { bounds, steps_max } in rows {
+        for (how, bounds) in rows {
             let name = format!("{bounds:?}");
-            holds(Lease::within(bounds, seen.clone()), steps_max, &name);
+            holds(Lease::within(bounds, seen.clone()), how, &name);
         }
         all_seen(&[
             ("a lease is held", &seen.held),
@@ -197,16 +205,14 @@ mod sabotaged {
         M::Action: Clone + Debug + PartialEq,
     {
         switch_off(Some(rule));
-        let found = search(model().checker(), STEPS_MAX, &format!("without {rule:?}"));
+        let found = search(model(), STEPS, 1, &format!("without {rule:?}"));
         switch_off(None);
-        let (property, steps) = found
-            .broken
-            .unwrap_or_else(|| panic!("nobody needs {rule:?}"));
+        let (property, steps) = found.unwrap_or_else(|| panic!("nobody needs {rule:?}"));
         println!("  not so: {property}\n    {}", steps.join("\n    "));
     }
 
-    /// The dearest of the runs is found within half of it.
-    const STEPS_MAX: usize = 12_000_000;
+    /// The dearest of the runs is found within a tenth of it.
+    const STEPS: Search = Search::Nearest(6_000_000);
 
     #[test]
     fn every_rule_that_the_models_cover_is_needed() {

@@ -40,10 +40,10 @@ use understudy_protocol::wire::heart::{DeathDigest, Ttl};
 use understudy_protocol::wire::record::{Head, Record, RecordKind};
 use understudy_protocol::wire::replica::{Ask, ReplicaAnswer, ReplicaRequest, Said};
 
+#[cfg(not(feature = "sabotage"))]
+use crate::Search;
 use crate::see;
 use crate::shared::Shared;
-#[cfg(not(feature = "sabotage"))]
-use crate::{Row, TO_THE_END};
 
 /// How much may happen. Everything within is tried.
 #[derive(Clone, Debug)]
@@ -90,57 +90,64 @@ impl Bounds {
 
 /// Worlds that are explored to their end within seconds.
 #[cfg(not(feature = "sabotage"))]
-pub(crate) fn small() -> Vec<Row<Bounds>> {
-    let to_the_end = |bounds| Row {
-        bounds,
-        steps_max: TO_THE_END,
-    };
+pub(crate) fn small() -> Vec<(Search, Bounds)> {
     vec![
-        to_the_end(Bounds {
-            crashes: 1,
-            ..Bounds::PLAIN
-        }),
-        to_the_end(Bounds {
-            ticks: &[1],
-            ..Bounds::PLAIN
-        }),
-        to_the_end(Bounds {
-            members: 2,
-            losses: 1,
-            ..Bounds::PLAIN
-        }),
-        to_the_end(Bounds {
-            units: 2,
-            epochs: 1,
-            writes: &[1],
-            crashes: 1,
-            ..Bounds::PLAIN
-        }),
+        (
+            Search::All,
+            Bounds {
+                crashes: 1,
+                ..Bounds::PLAIN
+            },
+        ),
+        (
+            Search::All,
+            Bounds {
+                ticks: &[1],
+                ..Bounds::PLAIN
+            },
+        ),
+        (
+            Search::All,
+            Bounds {
+                members: 2,
+                losses: 1,
+                ..Bounds::PLAIN
+            },
+        ),
+        (
+            Search::All,
+            Bounds {
+                units: 2,
+                epochs: 1,
+                writes: &[1],
+                crashes: 1,
+                ..Bounds::PLAIN
+            },
+        ),
     ]
 }
 
 /// Minutes.
 #[cfg(not(feature = "sabotage"))]
-pub(crate) fn large() -> Vec<Row<Bounds>> {
-    let row = |steps_max, bounds| Row { bounds, steps_max };
+pub(crate) fn large() -> Vec<(Search, Bounds)> {
     vec![
-        row(
-            TO_THE_END,
+        (
+            Search::All,
             Bounds {
                 epochs: 3,
                 writes: &[1, 1, 1],
                 ..Bounds::PLAIN
             },
         ),
-        row(
-            TO_THE_END,
+        (
+            Search::All,
             Bounds {
                 ticks: &[0, 1],
                 ..Bounds::PLAIN
             },
         ),
-        row(
-            TO_THE_END,
+        (
+            Search::All,
             Bounds {
                 crashes: 1,
                 duplicates: 1,
@@ -148,8 +155,8 @@ pub(crate) fn large() -> Vec<Row<Bounds>> {
                 ..Bounds::PLAIN
             },
         ),
-        row(
-            TO_THE_END,
+        (
+            Search::All,
             Bounds {
                 writes: &[1, 1],
                 cuts: 1,
@@ -157,7 +164,7 @@ pub(crate) fn large() -> Vec<Row<Bounds>> {
             },
         ),
         // Too large for an end: as deep as some millions of steps go.
-        row(
+        (
             SOME_MILLIONS,
             Bounds {
                 members: 2,
@@ -166,7 +173,7 @@ pub(crate) fn large() -> Vec<Row<Bounds>> {
                 ..Bounds::PLAIN
             },
         ),
-        row(
+        (
             SOME_MILLIONS,
             Bounds {
                 stores: 4,
@@ -175,7 +182,7 @@ pub(crate) fn large() -> Vec<Row<Bounds>> {
                 ..Bounds::PLAIN
             },
         ),
-        row(
+        (
             SOME_MILLIONS,
             Bounds {
                 epochs: 3,
@@ -187,7 +194,7 @@ pub(crate) fn large() -> Vec<Row<Bounds>> {
                 ..Bounds::PLAIN
             },
         ),
-        row(
+        (
             SOME_MILLIONS,
             Bounds {
                 units: 2,
@@ -197,12 +204,55 @@ pub(crate) fn large() -> Vec<Row<Bounds>> {
                 ..Bounds::PLAIN
             },
         ),
+        // The same, walked to the end.
+        (
+            WALKS,
+            Bounds {
+                epochs: 3,
+                writes: &[2, 1, 1],
+                ticks: &[2, 2, 2],
+                crashes: 2,
+                losses: 1,
+                duplicates: 2,
+                late_flush: true,
+                ..Bounds::PLAIN
+            },
+        ),
+        (
+            WALKS,
+            Bounds {
+                members: 2,
+                units: 2,
+                epochs: 3,
+                writes: &[1, 1, 1],
+                ticks: &[2, 2, 2],
+                crashes: 2,
+                losses: 1,
+                duplicates: 2,
+                ..Bounds::PLAIN
+            },
+        ),
+        (
+            WALKS,
+            Bounds {
+                stores: 4,
+                epochs: 3,
+                writes: &[1, 1, 1],
+                ticks: &[2, 2, 2],
+                crashes: 2,
+                cuts: 1,
+                ..Bounds::PLAIN
+            },
+        ),
     ]
 }
 
 /// More than a million different states; some five gigabytes of them wait to be looked at in the end.
 #[cfg(not(feature = "sabotage"))]
-const SOME_MILLIONS: usize = 6_000_000;
+const SOME_MILLIONS: Search = Search::Nearest(6_000_000);
+
+#[cfg(not(feature = "sabotage"))]
+const WALKS: Search = Search::Walks(3_000_000);
 
 /// The smallest worlds in which each rule is needed.
 #[cfg(feature = "sabotage")]
