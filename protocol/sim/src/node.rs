@@ -94,12 +94,12 @@ pub(crate) struct WardenProcess {
 
 impl Node {
     /// Whether the process can act at all.
-    pub fn runs(&self) -> bool {
+    pub(crate) fn runs(&self) -> bool {
         self.process.is_some() && !self.stopped && self.frozen.is_none()
     }
 
     /// What its clock shows.
-    pub fn show(&self, now: True) -> Time {
+    pub(crate) fn show(&self, now: True) -> Time {
         match self.frozen {
             Some(Some(since)) => self.clock.show(since),
             _ => self.clock.show(now),
@@ -117,7 +117,7 @@ pub(crate) struct Start {
 
 impl Process {
     /// A process that opens the node's disk.
-    pub fn begin(node: &Node, now: True, start: Start) -> Process {
+    pub(crate) fn begin(node: &Node, now: True, start: Start) -> Process {
         let Start {
             incarnation,
             secret,

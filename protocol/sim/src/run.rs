@@ -35,6 +35,9 @@ impl Outcome {
     }
 }
 
+/// Somebody who is told every step of a run, a line each.
+pub type Say = Box<dyn FnMut(&str)>;
+
 /// How long a run is, in virtual time.
 pub const VIRTUAL: Duration = Duration::from_secs(120);
 
@@ -42,13 +45,13 @@ pub const VIRTUAL: Duration = Duration::from_secs(120);
 pub const ASSERTION: &str = "assertion";
 
 /// Runs one seed; `say` is told every step, when there is one.
-pub fn run(seed: u64, say: Option<Box<dyn FnMut(&str)>>) -> Outcome {
+pub fn run(seed: u64, say: Option<Say>) -> Outcome {
     run_scenario(Scenario::new(seed), say)
 }
 
 /// Runs one scenario. A machine that panics is a violation like any other: an assertion of the core
 /// did not hold, and the seed replays it.
-pub fn run_scenario(scenario: Scenario, say: Option<Box<dyn FnMut(&str)>>) -> Outcome {
+pub fn run_scenario(scenario: Scenario, say: Option<Say>) -> Outcome {
     let seed = scenario.seed;
     let mut world = World::new(scenario, say);
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));

@@ -31,6 +31,7 @@ use crate::net::{Lane, Net};
 use crate::node::{Node, Process, Start, WardenProcess};
 use crate::raft;
 use crate::rng::Rng;
+use crate::run::Say;
 use crate::scenario::Scenario;
 
 use clients::Client;
@@ -214,7 +215,7 @@ pub struct World {
     pub judge: Judge,
     figures: Figures,
     hash: u64,
-    say: Option<Box<dyn FnMut(&str)>>,
+    say: Option<Say>,
     cut_number: u64,
     quality_number: u64,
     calm: bool,
@@ -224,7 +225,7 @@ pub struct World {
 
 impl World {
     /// The world of a scenario, before anything has happened.
-    pub fn new(scenario: Scenario, say: Option<Box<dyn FnMut(&str)>>) -> World {
+    pub fn new(scenario: Scenario, say: Option<Say>) -> World {
         let mut rng = Rng::new(scenario.seed, "world");
         let light = (0..scenario.light)
             .map(|nth| child(&format!("t1/counter/{nth}")))
@@ -556,7 +557,7 @@ impl World {
     }
 
     fn send(&mut self, from: usize, to: usize, lane: Lane, message: Message) {
-        if self.net.sent % FRAMED_ONE_IN == 0 {
+        if self.net.sent.is_multiple_of(FRAMED_ONE_IN) {
             self.frame(&message);
         }
         let life = self.nodes[to].life;

@@ -307,11 +307,12 @@ impl Agent {
         let mut gone = Vec::new();
         for (unit, granted) in units {
             let mine = self.owners.get(&unit).map(|owner| owner.claim().epoch);
-            if let (Some(epoch), Some(granted)) = (mine, &granted) {
-                if epoch == granted.epoch {
-                    self.on_view(now, unit, granted.clone());
-                    continue;
-                }
+            if let Some(same) = granted
+                .clone()
+                .filter(|granted| mine == Some(granted.epoch))
+            {
+                self.on_view(now, unit, same);
+                continue;
             }
             if let Some(owner) = self.forget_owner(unit) {
                 let reshapes = matches!(
@@ -896,14 +897,11 @@ impl Agent {
 
     /// A child that was told to stop has ended.
     fn on_stopped(&mut self, now: Time, child: &ChildId, unit: UnitId) {
-        if !self.stopping.values().any(|of| *of == unit) {
-            if let Some(command) = self
-                .withheld
-                .remove(&unit)
-                .filter(|_| self.owners.contains_key(&unit))
-            {
-                self.actions.push_back(Action::Propose(command));
-            }
+        if self.stopping.values().all(|of| *of != unit)
+            && let Some(command) = self.withheld.remove(&unit)
+            && self.owners.contains_key(&unit)
+        {
+            self.actions.push_back(Action::Propose(command));
         }
         let waits = |host: &&Host| host.state == State::Down;
         let again = self.children.get(child).filter(waits).map(|host| host.unit);
@@ -1045,17 +1043,13 @@ impl Agent {
         // A refusal is an answer here: the child's state has moved on.
         let _ = self.light.handle(now, event);
         while let Some(action) = self.light.poll_action() {
-            if let supervision::Action::Start { child } = action {
-                if self
-                    .children
-                    .get(&child)
-                    .is_some_and(|host| host.state == State::Down)
-                {
-                    self.load(now, &child);
-                    if let Some(unit) = self.children.get(&child).map(|host| host.unit) {
-                        self.drive(now, unit);
-                    }
-                }
+            if let supervision::Action::Start { child } = action
+                && let Some(host) = self.children.get(&child)
+                && host.state == State::Down
+            {
+                let unit = host.unit;
+                self.load(now, &child);
+                self.drive(now, unit);
             }
         }
         if let Some(at) = self.light.next_deadline() {

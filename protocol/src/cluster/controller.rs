@@ -469,7 +469,8 @@ impl Controller {
             unit.wants_owner() || (!keeps(Rule::L7) && expelled)
         });
         let again = now.since(leading.planned) >= PLAN_PERIOD;
-        if !again && !(leading.plan_due && ownerless) {
+        let due = leading.plan_due && ownerless;
+        if !again && !due {
             return;
         }
         if ownerless && leading.waits(now, Topic::Grants) {

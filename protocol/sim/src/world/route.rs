@@ -860,10 +860,11 @@ impl World {
                     if let replication::Write::Put(record) = write {
                         self.judge.written(record);
                     }
-                    if let replication::Write::Cut(mark) = write {
-                        if mark.slots.is_empty() && mark.children.is_empty() {
-                            self.judge.coverage.reach(Path::CutConfirmed);
-                        }
+                    if let replication::Write::Cut(mark) = write
+                        && mark.slots.is_empty()
+                        && mark.children.is_empty()
+                    {
+                        self.judge.coverage.reach(Path::CutConfirmed);
                     }
                     if let replication::Write::Damaged { damaged: false, .. } = write {
                         self.judge.coverage.reach(Path::DamageMended);
@@ -979,12 +980,12 @@ impl World {
 
     pub(super) fn deliver(&mut self, to: usize, life: u64, from: usize, message: Message) {
         // A datagram finds whoever listens now; a stream of the earlier life is closed.
-        if self.nodes[to].life != life
-            && !matches!(message, Message::Heart(_) | Message::Forward(_))
-        {
-            if !matches!(message, Message::Ask(_)) {
-                return;
-            }
+        let finds_anyone = matches!(
+            message,
+            Message::Heart(_) | Message::Forward(_) | Message::Ask(_)
+        );
+        if self.nodes[to].life != life && !finds_anyone {
+            return;
         }
         let local = self.nodes[to].show(self.now);
         let Some(process) = &mut self.nodes[to].process else {
@@ -1018,15 +1019,13 @@ impl World {
                     .is_err()
                 {
                     // The voters hand it on to the leader.
-                    let leader = process.raft.leader();
-                    let me = self.nodes[to].store;
-                    if from != to || leader != Some(me) {
-                        if let Some(leader) = leader.and_then(|store| self.node_of_store(store)) {
-                            if leader != to {
-                                let note = Message::Heart(HeartMessage::DeathNote(note));
-                                self.send(to, leader, Lane::Heart, note);
-                            }
-                        }
+                    let leader = process
+                        .raft
+                        .leader()
+                        .and_then(|store| self.node_of_store(store));
+                    if let Some(leader) = leader.filter(|leader| *leader != to) {
+                        let note = Message::Heart(HeartMessage::DeathNote(note));
+                        self.send(to, leader, Lane::Heart, note);
                     }
                 }
             }
