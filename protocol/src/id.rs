@@ -260,6 +260,11 @@ impl<'b, C> Decode<'b, C> for SlotRange {
 
 /// A child's virtual id, `tenant/kind/key`: addressable anywhere whether or not it is running.
 /// Cheap to clone.
+///
+/// A child of a dedicated kind (a browser session, a render job) is written `@tenant/kind/key`. It
+/// has a unit of its own from the beginning and lies in no shard. Whether a kind is dedicated is
+/// known where an id is first read; from there on the id says it, so that a store, which knows no
+/// kinds, never takes such a child's records for a shard's (rule S1).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChildId(Arc<str>);
 
@@ -278,12 +283,12 @@ pub enum ChildIdError {
 }
 
 impl ChildId {
-    /// Reads `tenant/kind/key`. The key may hold further slashes.
+    /// Reads `tenant/kind/key` or `@tenant/kind/key`. The key may hold further slashes.
     pub fn parse(text: &str) -> Result<ChildId, ChildIdError> {
         if text.len() > CHILD_ID_BYTES_MAX {
             return Err(ChildIdError::TooLong);
         }
-        let mut names = text.splitn(3, '/');
+        let mut names = text.strip_prefix(DEDICATED).unwrap_or(text).splitn(3, '/');
         let whole = (0..3).all(|_| names.next().is_some_and(|name| !name.is_empty()));
         if !whole {
             return Err(ChildIdError::NotThreeNames);
@@ -297,6 +302,11 @@ impl ChildId {
     /// The whole id.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether the child's kind is dedicated: it lies in no shard.
+    pub fn is_dedicated(&self) -> bool {
+        self.0.starts_with(DEDICATED)
     }
 
     /// The tenant's name.
@@ -320,12 +330,16 @@ impl ChildId {
     }
 
     fn name(&self, nth: usize) -> &str {
-        self.0
+        let names = self.0.strip_prefix(DEDICATED).unwrap_or(&self.0);
+        names
             .splitn(3, '/')
             .nth(nth)
             .expect("a child id holds three names: parse checked it")
     }
 }
+
+/// Begins the id of a child of a dedicated kind.
+const DEDICATED: char = '@';
 
 impl fmt::Display for ChildId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

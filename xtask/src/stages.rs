@@ -172,10 +172,12 @@ fn unit_tests(found: Found) -> Step {
     Step::Run(long(line, found))
 }
 
-/// The build in which one numbered rule at a time is switched off, and the simulator must notice.
+/// The build in which one numbered rule at a time is switched off, and the simulator and the model
+/// checker must notice.
 /// Plain `cargo test`: the rules are switched for a whole process, so that its rows share one.
 fn sabotage(found: Found) -> Option<Step> {
-    let line = Line::cargo("test -p understudy-sim --features sabotage --test sabotage");
+    let line =
+        Line::cargo("test -p understudy-sim --features sabotage --test sabotage --test model");
     found.sabotage.then(|| Step::Run(long(line, found)))
 }
 
@@ -303,7 +305,7 @@ mod tests {
             &[
                 "UNDERSTUDY_LONG=1 cargo test --quiet --doc --workspace",
                 "UNDERSTUDY_LONG=1 cargo nextest run --workspace --exclude xtask --profile long",
-                "UNDERSTUDY_LONG=1 cargo test -p understudy-sim --features sabotage --test sabotage",
+                "UNDERSTUDY_LONG=1 cargo test -p understudy-sim --features sabotage --test sabotage --test model",
             ],
         );
     }

@@ -35,7 +35,7 @@ use crate::rules::{Rule, keeps};
 use crate::supervision::{self, Exit, Intensity, Policy, RestartType, Strategy, Supervisor};
 use crate::time::Time;
 use crate::wire::envelope::{CallId, Envelope, Outcome, Reply, Route};
-use crate::wire::record::{Head, Record, RecordKind};
+use crate::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind};
 use crate::wire::replica::{CHAIN_RECORDS_MAX, ReplicaAnswer, ReplicaRequest, Scope};
 use crate::wire::step::{Base, Remembered, Step};
 
@@ -45,6 +45,11 @@ pub struct Agent {
     settings: AgentSettings,
     owners: BTreeMap<UnitId, Owner>,
     children: BTreeMap<ChildId, Host>,
+    /// Children that were told to stop and have not ended, and whose they were: a unit is not given
+    /// back, and no child is started again, before they have.
+    stopping: BTreeMap<ChildId, UnitId>,
+    /// What is proposed once the unit's children have ended.
+    withheld: BTreeMap<UnitId, Command>,
     /// Restarts of light children.
     light: Supervisor<ChildId>,
     lease_until: Time,
@@ -172,7 +177,7 @@ pub enum Action {
         /// Hand back the whole state too.
         snapshot: bool,
     },
-    /// Stop the child; no answer is awaited.
+    /// Stop the child, then say [`Event::Ended`].
     Stop(ChildId),
     /// Send the reply.
     Reply(Reply),
@@ -239,6 +244,8 @@ enum State {
     Ready,
     /// Carries a call out, since then.
     Working(Envelope, Time),
+    /// Told to stop because it hung; it has not ended yet.
+    Killed,
     /// It ended; its supervisor will say when it may be loaded again.
     Down,
 }
@@ -263,6 +270,8 @@ impl Agent {
             settings,
             owners: BTreeMap::new(),
             children: BTreeMap::new(),
+            stopping: BTreeMap::new(),
+            withheld: BTreeMap::new(),
             light: Supervisor::new(light_policy()),
             lease_until: Time::ZERO,
             now: Time::ZERO,
@@ -298,11 +307,12 @@ impl Agent {
         let mut gone = Vec::new();
         for (unit, granted) in units {
             let mine = self.owners.get(&unit).map(|owner| owner.claim().epoch);
-            if let (Some(epoch), Some(granted)) = (mine, &granted) {
-                if epoch == granted.epoch {
-                    self.on_view(now, unit, granted.clone());
-                    continue;
-                }
+            if let Some(same) = granted
+                .clone()
+                .filter(|granted| mine == Some(granted.epoch))
+            {
+                self.on_view(now, unit, same);
+                continue;
             }
             if let Some(owner) = self.forget_owner(unit) {
                 let reshapes = matches!(
@@ -437,6 +447,10 @@ impl Agent {
     }
 
     fn load(&mut self, now: Time, child: &ChildId) {
+        if self.stopping.contains_key(child) {
+            // It is loaded when its former self has ended.
+            return;
+        }
         let Some(host) = self.children.get_mut(child) else {
             return;
         };
@@ -458,6 +472,11 @@ impl Agent {
             return;
         };
         if host.state != State::Loading {
+            return;
+        }
+        if now >= self.lease_until {
+            // I3: a node without a lease starts nothing.
+            self.drop_hosts_named(&child);
             return;
         }
         host.state = State::Starting;
@@ -615,12 +634,16 @@ impl Agent {
                 answer: answer.clone(),
                 seq: None,
             };
-            if self
-                .write_step(now, &child, remembered, effect, state)
-                .is_err()
-            {
+            let written = self.write_step(now, &child, remembered, effect, state);
+            if let Err(refused) = written {
                 // Its memory is ahead of its records: it starts again from them.
-                self.reply(call, Outcome::Unknown);
+                self.reply(
+                    call,
+                    match refused {
+                        OwnerRefused::TooLarge => Outcome::TooLarge,
+                        _ => Outcome::Unknown,
+                    },
+                );
                 self.drop_hosts_named(&child);
                 return Ok(());
             }
@@ -673,15 +696,18 @@ impl Agent {
                 state,
             });
             let kind = RecordKind::Snapshot;
-            owner.handle(
-                now,
-                OwnerEvent::Write {
-                    child,
-                    kind,
-                    schema,
-                    body,
-                },
-            )?;
+            // A state that does not fit a record is snapshot another time or never: its steps stand.
+            if body.len() <= BODY_BYTES_MAX {
+                owner.handle(
+                    now,
+                    OwnerEvent::Write {
+                        child,
+                        kind,
+                        schema,
+                        body,
+                    },
+                )?;
+            }
         }
         Ok(())
     }
@@ -740,11 +766,12 @@ impl Agent {
         exit: Exit,
         random: u64,
     ) -> Result<(), Refused> {
+        if let Some(unit) = self.stopping.remove(&child) {
+            self.on_stopped(now, &child, unit);
+            return Ok(());
+        }
         let host = self.children.get_mut(&child).ok_or(Refused::NotExpected)?;
-        let up = matches!(
-            host.state,
-            State::Starting | State::Ready | State::Working(..)
-        );
+        let up = host.is_up();
         if !up {
             return Err(Refused::NotExpected);
         }
@@ -791,9 +818,9 @@ impl Agent {
             body,
         };
         owner.handle(now, write).map_err(|_| Refused::NotServed)?;
-        self.actions.push_back(Action::Stop(child.clone()));
         let unit = host.unit;
-        self.load(now, &child);
+        host.state = State::Down;
+        self.stop(&child, unit);
         self.drive(now, unit);
         Ok(())
     }
@@ -856,6 +883,62 @@ impl Agent {
         }
     }
 
+    /// Proposes what an owner wants, but gives a unit back only when nothing of it runs here (I3).
+    fn propose(&mut self, unit: UnitId, command: Command) {
+        if matches!(command, Command::Release(_) | Command::Exited { .. }) {
+            self.drop_hosts(|host| host.unit == unit);
+            if self.stopping.values().any(|of| *of == unit) {
+                self.withheld.insert(unit, command);
+                return;
+            }
+        }
+        self.actions.push_back(Action::Propose(command));
+    }
+
+    /// A child that was told to stop has ended.
+    fn on_stopped(&mut self, now: Time, child: &ChildId, unit: UnitId) {
+        if self.stopping.values().all(|of| *of != unit)
+            && let Some(command) = self.withheld.remove(&unit)
+            && self.owners.contains_key(&unit)
+        {
+            self.actions.push_back(Action::Propose(command));
+        }
+        let waits = |host: &&Host| host.state == State::Down;
+        let again = self.children.get(child).filter(waits).map(|host| host.unit);
+        if let Some(unit) = again {
+            self.load(now, child);
+            self.drive(now, unit);
+        }
+    }
+
+    /// A dedicated unit's child is up as long as the unit is served; but no child is started without a
+    /// lease, be it one that has not come yet (I3).
+    fn start_dedicated(&mut self, now: Time, unit: UnitId) {
+        let Some(owner) = self.owners.get(&unit) else {
+            return;
+        };
+        let Scope::Child(child) = &owner.view().scope else {
+            return;
+        };
+        let serving = owner.phase() == Phase::Serving && owner.leaving().is_none();
+        if serving && now < self.lease_until && !self.children.contains_key(child) {
+            let child = child.clone();
+            self.add_host(now, unit, child);
+            self.drive(now, unit);
+        }
+    }
+
+    fn on_lease(&mut self, now: Time, until: Time) {
+        let had = now < self.lease_until;
+        self.lease_until = self.lease_until.max(until);
+        if !had {
+            let units: Vec<UnitId> = self.owners.keys().copied().collect();
+            for unit in units {
+                self.start_dedicated(now, unit);
+            }
+        }
+    }
+
     /// Carries out what an owner wants, and sees when it wants to be looked at again.
     fn drive(&mut self, now: Time, unit: UnitId) {
         while let Some(action) = self.owners.get_mut(&unit).and_then(Machine::poll_action) {
@@ -863,7 +946,7 @@ impl Agent {
                 OwnerAction::Ask { to, request } => {
                     self.actions.push_back(Action::Ask { to, request })
                 }
-                OwnerAction::Propose(command) => self.actions.push_back(Action::Propose(command)),
+                OwnerAction::Propose(command) => self.propose(unit, command),
                 OwnerAction::Acknowledged { child, upto } => {
                     self.release(now, &child, upto.seq);
                     self.passivate(now, &child);
@@ -873,13 +956,7 @@ impl Agent {
                 OwnerAction::Serve => {
                     self.actions.push_back(Action::Serving(unit));
                     self.actions.push_back(Action::AtRest(unit));
-                    let scope = self
-                        .owners
-                        .get(&unit)
-                        .map(|owner| owner.view().scope.clone());
-                    if let Some(Scope::Child(child)) = scope {
-                        self.add_host(now, unit, child);
-                    }
+                    self.start_dedicated(now, unit);
                 }
                 OwnerAction::Unavailable => self.actions.push_back(Action::Unavailable(unit)),
                 OwnerAction::Quiet => self.on_quiet(unit),
@@ -918,13 +995,23 @@ impl Agent {
         }
     }
 
+    /// A call that is at work for too long will not end by itself.
     fn kill_if_hung(&mut self, now: Time, child: &ChildId) {
-        let hung = |host: &&Host| matches!(host.state, State::Working(_, since) if now.since(since) >= self.settings.work_limit);
-        if self.children.get(child).filter(hung).is_some() {
-            self.actions.push_back(Action::Stop(child.clone()));
-            let ended = self.on_ended(now, child.clone(), Exit::Abnormal, now.as_nanos());
-            debug_assert_eq!(ended, Ok(()), "a child at work may end");
+        let limit = self.settings.work_limit;
+        let Some(host) = self.children.get_mut(child) else {
+            return;
+        };
+        let State::Working(envelope, since) = &host.state else {
+            return;
+        };
+        if now.since(*since) < limit {
+            return;
         }
+        let (call, unit) = (envelope.call, host.unit);
+        host.state = State::Killed;
+        self.reply(call, Outcome::Unknown);
+        self.mark_work(unit);
+        self.actions.push_back(Action::Stop(child.clone()));
     }
 
     /// A light child that nobody calls leaves only its records.
@@ -956,17 +1043,13 @@ impl Agent {
         // A refusal is an answer here: the child's state has moved on.
         let _ = self.light.handle(now, event);
         while let Some(action) = self.light.poll_action() {
-            if let supervision::Action::Start { child } = action {
-                if self
-                    .children
-                    .get(&child)
-                    .is_some_and(|host| host.state == State::Down)
-                {
-                    self.load(now, &child);
-                    if let Some(unit) = self.children.get(&child).map(|host| host.unit) {
-                        self.drive(now, unit);
-                    }
-                }
+            if let supervision::Action::Start { child } = action
+                && let Some(host) = self.children.get(&child)
+                && host.state == State::Down
+            {
+                let unit = host.unit;
+                self.load(now, &child);
+                self.drive(now, unit);
             }
         }
         if let Some(at) = self.light.next_deadline() {
@@ -1011,11 +1094,8 @@ impl Agent {
             let _ = self.light.handle(self.now, exited);
             while self.light.poll_action().is_some() {}
         }
-        if matches!(
-            host.state,
-            State::Starting | State::Ready | State::Working(..)
-        ) {
-            self.actions.push_back(Action::Stop(child.clone()));
+        if host.is_up() {
+            self.stop(child, host.unit);
         }
         for waiting in host.mailbox {
             self.reply(waiting.envelope.call, Outcome::NotOwner { hint: None });
@@ -1029,6 +1109,11 @@ impl Agent {
         }
     }
 
+    fn stop(&mut self, child: &ChildId, unit: UnitId) {
+        self.stopping.insert(child.clone(), unit);
+        self.actions.push_back(Action::Stop(child.clone()));
+    }
+
     fn reply(&mut self, call: CallId, outcome: Outcome) {
         self.actions
             .push_back(Action::Reply(Reply { call, outcome }));
@@ -1036,6 +1121,14 @@ impl Agent {
 }
 
 impl Host {
+    /// Whether a process of it runs.
+    fn is_up(&self) -> bool {
+        matches!(
+            self.state,
+            State::Starting | State::Ready | State::Working(..) | State::Killed
+        )
+    }
+
     fn is_working(&self) -> bool {
         matches!(self.state, State::Working(..))
     }
@@ -1075,7 +1168,7 @@ impl Machine for Agent {
                 random,
             } => self.on_ended(now, child, exit, random)?,
             Event::RollBack { child, state } => self.roll_back(now, child, state)?,
-            Event::Lease(until) => self.lease_until = self.lease_until.max(until),
+            Event::Lease(until) => self.on_lease(now, until),
             Event::Reshape(unit, reshape) => self.on_reshape(now, unit, reshape)?,
             Event::Confirmed(gateway, upto) => {
                 self.children

@@ -20,6 +20,8 @@ use crate::wire::step::Remembered;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Calls {
     known: BTreeMap<CallKey, Known>,
+    /// What they take in a snapshot, in bytes, at most.
+    bytes: usize,
     /// Clients' keys by when they are forgotten.
     expiries: BTreeSet<(Time, CallKey)>,
 }
@@ -67,7 +69,7 @@ impl Calls {
             }
             Some(_) if keeps(Rule::E2) => Admission::Conflict,
             // E2: full is refused, never evicted early.
-            None if self.known.len() >= CALLS_MAX => {
+            None if self.known.len() >= CALLS_MAX || self.bytes >= CALLS_BYTES_MAX => {
                 let until = self
                     .expiries
                     .first()
@@ -94,6 +96,8 @@ impl Calls {
         if expires < Time::MAX {
             self.expiries.insert((expires, key.clone()));
         }
+        self.forget(&key);
+        self.bytes += bytes_of(&key, &answer);
         self.known.insert(
             key,
             Known {
@@ -107,9 +111,11 @@ impl Calls {
 
     /// A gateway has its answers up to this call and will not ask again for them.
     pub fn confirmed(&mut self, of: IncarnationId, upto: u64) {
-        self.known.retain(|key, _| {
-            !matches!(key, CallKey::Internal { gateway, number } if *gateway == of && *number <= upto)
-        });
+        let ours = |key: &&CallKey| matches!(key, CallKey::Internal { gateway, number } if *gateway == of && *number <= upto);
+        let forgotten: Vec<CallKey> = self.known.keys().filter(ours).cloned().collect();
+        for key in forgotten {
+            self.forget(&key);
+        }
     }
 
     /// A gateway is expelled: nobody waits for its answers any more.
@@ -150,19 +156,39 @@ impl Calls {
                 .get(&key)
                 .is_some_and(|known| known.expires == expires)
             {
-                self.known.remove(&key);
+                self.forget(&key);
             }
         }
     }
+
+    fn forget(&mut self, key: &CallKey) {
+        if let Some(known) = self.known.remove(key) {
+            self.bytes -= bytes_of(key, &known.answer);
+        }
+    }
+}
+
+/// What one remembered call takes in a snapshot, in bytes, at most.
+fn bytes_of(key: &CallKey, answer: &Bytes) -> usize {
+    let key = match key {
+        CallKey::Client(key) => key.len(),
+        CallKey::Internal { .. } => 0,
+    };
+    key + answer.len() + FIELDS_BYTES_MAX
 }
 
 /// For how long a client's key is kept, counted anew after a takeover: longer than any client of
 /// ours goes on retrying.
 pub const KEY_KEPT: Duration = Duration::from_secs(600);
 
-/// Calls that one child remembers. With small answers a snapshot that holds them all stays within a
-/// record's 64 KiB.
+/// Calls that one child remembers.
 pub const CALLS_MAX: usize = 512;
+
+/// What they may take in a snapshot, in bytes: half a record. The other half is the child's.
+pub const CALLS_BYTES_MAX: usize = 32 * 1024;
+
+/// The fields of one remembered call beside its key and its answer, in bytes, at most.
+const FIELDS_BYTES_MAX: usize = 48;
 
 #[cfg(test)]
 mod tests {
@@ -249,6 +275,28 @@ mod tests {
             "nothing is evicted early"
         );
         assert_eq!(calls.admit(at(600), &key("new"), 1), Admission::Fresh);
+    }
+
+    #[test]
+    fn long_answers_fill_the_table_before_it_outgrows_half_a_record() {
+        let mut calls = Calls::default();
+        let long = Bytes::from(alloc::vec![7; 4_000]);
+        let mut remembered = 0;
+        while calls.admit(at(0), &internal(remembered), 1) == Admission::Fresh {
+            let call = Remembered {
+                answer: long.clone(),
+                ..call(internal(remembered), 1)
+            };
+            calls.remember(at(0), call, Seq(remembered), KEY_KEPT);
+            remembered += 1;
+        }
+        assert_eq!(remembered, 9);
+        calls.confirmed(IncarnationId(3), 0);
+        assert_eq!(
+            calls.admit(at(0), &internal(99), 1),
+            Admission::Fresh,
+            "there is room again"
+        );
     }
 
     #[test]

@@ -222,7 +222,11 @@ impl Controller {
 
     /// Everything that the leader proposes by itself.
     fn lead(&mut self, now: Time) {
-        if !self.directory.is_formed() || self.leading.is_none() {
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        leading.look_at = now + LOOK_AGAIN;
+        if !self.directory.is_formed() {
             return;
         }
         self.expel(now);
@@ -232,10 +236,6 @@ impl Controller {
         self.raise_min_copies(now);
         self.tick_supervisors(now);
         self.place(now);
-        let Some(leading) = &mut self.leading else {
-            return;
-        };
-        leading.look_at = now + LOOK_AGAIN;
     }
 
     /// L7: the leader expels whom a majority of voters has no live promise to, and who does not
@@ -469,7 +469,8 @@ impl Controller {
             unit.wants_owner() || (!keeps(Rule::L7) && expelled)
         });
         let again = now.since(leading.planned) >= PLAN_PERIOD;
-        if !again && !(leading.plan_due && ownerless) {
+        let due = leading.plan_due && ownerless;
+        if !again && !due {
             return;
         }
         if ownerless && leading.waits(now, Topic::Grants) {

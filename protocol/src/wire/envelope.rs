@@ -121,6 +121,9 @@ pub enum Outcome {
     /// Nobody can say whether it was done: retry with the same key.
     #[n(5)]
     Unknown,
+    /// Not done, and no retry will help: the step and its answer do not fit a record.
+    #[n(6)]
+    TooLarge,
 }
 
 /// Where a unit is served.

@@ -45,7 +45,9 @@ impl Scope {
     pub fn holds(&self, child: &ChildId) -> bool {
         match self {
             Scope::Slots { range, except } => {
-                range.contains(child.slot()) && except.binary_search(child).is_err()
+                !child.is_dedicated()
+                    && range.contains(child.slot())
+                    && except.binary_search(child).is_err()
             }
             Scope::Child(only) => only == child,
         }
@@ -123,7 +125,7 @@ pub struct Append {
     #[n(2)]
     pub from_base: bool,
     /// In order; at most [`CHAIN_RECORDS_MAX`].
-    #[n(3)]
+    #[cbor(n(3), with = "crate::wire::codec::exact")]
     pub records: Vec<Record>,
     /// The owner's tail when it took over. A record beyond it from a lower epoch is an
     /// unacknowledged tail that disagrees, and is truncated (R1).
@@ -204,7 +206,7 @@ pub enum Said {
         #[n(1)]
         after: Seq,
         /// In order; at most [`CHAIN_RECORDS_MAX`].
-        #[n(2)]
+        #[cbor(n(2), with = "crate::wire::codec::exact")]
         records: Vec<Record>,
     },
     /// A higher epoch was promised: another owner has been granted the unit (R1).

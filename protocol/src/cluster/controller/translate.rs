@@ -5,7 +5,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 
-use crate::cluster::directory::{Directory, Down, Needs, NodeEntry, Run, UnitEntry};
+use crate::cluster::directory::{Directory, Needs, NodeEntry, Run, UnitEntry};
 use crate::cluster::placement::{
     self, Desired, NodeView, Observed, Role, Selector, UnitView, UnitWanted,
 };
@@ -25,13 +25,13 @@ pub(super) fn translate(
         ..Observed::default()
     };
     for (id, unit) in directory.units() {
-        if unit.run == Run::Down(Down::Waiting) && unit.owner.is_none() {
+        let quarantined = directory.is_quarantined(*id);
+        if unit.run == Run::Down && !quarantined && unit.owner.is_none() {
             continue;
         }
         let needs = shared
             .entry(&unit.needs)
             .or_insert_with(|| Arc::new(needs(&unit.needs)));
-        let quarantined = unit.run == Run::Down(Down::Quarantined);
         let wanted = UnitWanted {
             needs: needs.clone(),
             pin: unit.needs.pin,

@@ -7,7 +7,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
 use super::{
-    Action, Claim, Command, Directory, Down, Entry, Formation, GRANTS_MAX, Grant, IncarnationEntry,
+    Action, Claim, Command, Directory, Entry, Formation, GRANTS_MAX, Grant, IncarnationEntry,
     Member, Needs, NodeEntry, Owner, ROOT, Registration, Run, StoreEntry, SupervisorEntry,
     UnitEntry, Void,
 };
@@ -298,7 +298,7 @@ impl Directory {
             };
             let worked = !owner.serving || at_work.is_some_and(|units| units.contains(id));
             unit.owner = None;
-            unit.run = Run::Down(Down::Waiting);
+            unit.run = Run::Down;
             lost.entry(unit.supervisor)
                 .or_default()
                 .push((Member::Unit(*id), worked));
@@ -354,7 +354,7 @@ impl Directory {
         let unit = self.owned(claim)?;
         unit.owner = None;
         let (supervisor, stopping) = (unit.supervisor, unit.run == Run::Stopping);
-        unit.run = Run::Down(Down::Waiting);
+        unit.run = Run::Down;
         self.actions.push_back(Action::Changed(claim.unit));
         let child = Member::Unit(claim.unit);
         let event = if stopping {
@@ -372,7 +372,7 @@ impl Directory {
     fn exited(&mut self, claim: Claim, exit: Exit, random: u64) -> Result<(), Void> {
         let unit = self.owned(claim)?;
         unit.owner = None;
-        unit.run = Run::Down(Down::Waiting);
+        unit.run = Run::Down;
         let supervisor = unit.supervisor;
         self.actions.push_back(Action::Changed(claim.unit));
         let child = Member::Unit(claim.unit);
@@ -578,6 +578,10 @@ impl Directory {
         if self.dedicated.contains_key(&child) {
             return Err(Void::Exists);
         }
+        // S1: a light child lies in a shard and gets a unit of its own by an exception, never beside it.
+        if !child.is_dedicated() {
+            return Err(Void::BadSlots);
+        }
         if set.is_empty() || set.iter().any(|store| self.node_of(*store).is_none()) {
             return Err(Void::BadSet);
         }
@@ -695,7 +699,7 @@ impl Directory {
             config: ConfigVersion(1),
             set,
             owner: None,
-            run: Run::Down(Down::Waiting),
+            run: Run::Down,
             move_to: None,
             last_moved: None,
         };
@@ -833,7 +837,7 @@ impl Directory {
                     if running {
                         self.set_run(unit, Run::Stopping);
                     } else {
-                        self.set_run(unit, Run::Down(Down::Waiting));
+                        self.set_run(unit, Run::Down);
                         let exit = Exit::Shutdown;
                         told.push_back((
                             supervisor,
@@ -854,7 +858,6 @@ impl Directory {
                     child: Member::Unit(unit),
                     ..
                 } => {
-                    self.set_run(unit, Run::Down(Down::Quarantined));
                     self.actions.push_back(Action::Quarantined(unit));
                 }
                 Wants::Quarantine {

@@ -131,20 +131,10 @@ pub enum Run {
     /// Its owner is to stop it and say that it exited.
     #[n(1)]
     Stopping,
-    /// It stays down until its supervisor starts it.
+    /// It stays down until its supervisor starts it: after a backoff, with its group, or, from
+    /// quarantine, when an operator pardons it.
     #[n(2)]
-    Down(#[n(0)] Down),
-}
-
-/// Why a unit is down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
-pub enum Down {
-    /// It waits for its backoff, its group or its supervisor; or its work is done.
-    #[n(0)]
-    Waiting,
-    /// Three strikes (V2): until an operator pardons it.
-    #[n(1)]
-    Quarantined,
+    Down,
 }
 
 /// A supervisor in the tree.

@@ -38,7 +38,7 @@ use minicbor::{Decode, Encode};
 
 pub use command::{Claim, Command, Entry, Formation, GRANTS_MAX, Grant, Needs, Registration, Void};
 pub use entries::{
-    Down, IncarnationEntry, Member, NodeEntry, Owner, Run, StoreEntry, SupervisorEntry, UnitEntry,
+    IncarnationEntry, Member, NodeEntry, Owner, Run, StoreEntry, SupervisorEntry, UnitEntry,
 };
 
 use crate::cluster::lease::voter::Fact;
@@ -47,6 +47,7 @@ use crate::id::{
     ChildId, Epoch, IncarnationId, LogId, NodeId, Slot, StoreId, SupervisorId, UnitId,
 };
 use crate::machine::Machine;
+use crate::supervision::ChildState;
 use crate::time::{ClusterTime, Time};
 use crate::wire::heart::Ttl;
 use crate::wire::replica::Scope;
@@ -246,6 +247,16 @@ impl Directory {
         self.units.get(&unit)
     }
 
+    /// Whether the unit is in quarantine (V2).
+    pub fn is_quarantined(&self, unit: UnitId) -> bool {
+        let supervisor = self
+            .units
+            .get(&unit)
+            .and_then(|entry| self.supervisors.get(&entry.supervisor));
+        let state = supervisor.and_then(|entry| entry.supervisor.state(&Member::Unit(unit)));
+        state == Some(ChildState::Quarantined)
+    }
+
     /// Every supervisor.
     pub fn supervisors(&self) -> &BTreeMap<SupervisorId, SupervisorEntry> {
         &self.supervisors
@@ -260,10 +271,14 @@ impl Directory {
 
     /// The unit that owns a child: its own, or the shard of its slot.
     pub fn unit_of(&self, child: &ChildId) -> Option<UnitId> {
-        self.dedicated
-            .get(child)
-            .copied()
-            .or_else(|| self.shard_of(child.slot()))
+        let shard = || {
+            if child.is_dedicated() {
+                None
+            } else {
+                self.shard_of(child.slot())
+            }
+        };
+        self.dedicated.get(child).copied().or_else(shard)
     }
 
     /// The shard that a slot lies in.

@@ -161,7 +161,7 @@ impl Cluster {
 
     fn create(&mut self, name: &str, supervisor: SupervisorId) -> UnitId {
         self.ok(create(name, supervisor));
-        self.directory.unit_of(&child(name)).unwrap()
+        self.directory.unit_of(&dedicated(name)).unwrap()
     }
 
     /// The incarnation is expelled and its promises are over.
@@ -208,7 +208,7 @@ fn registration(node: u64, start: u64) -> Registration {
 
 fn create(name: &str, supervisor: SupervisorId) -> Command {
     Command::Create {
-        child: child(name),
+        child: dedicated(name),
         supervisor,
         restart: PERMANENT,
         needs: Needs::default(),
@@ -242,6 +242,11 @@ fn stores(nodes: &[u64]) -> BTreeSet<StoreId> {
 
 fn child(name: &str) -> ChildId {
     ChildId::parse(&format!("t/k/{name}")).unwrap()
+}
+
+/// A child of a dedicated kind.
+fn dedicated(name: &str) -> ChildId {
+    ChildId::parse(&format!("@t/k/{name}")).unwrap()
 }
 
 /// A child of the unit's slots.
@@ -1094,16 +1099,25 @@ fn a_running_unit_is_removed_when_its_owner_has_stopped_it() {
 }
 
 #[test]
-fn a_child_with_a_unit_of_its_own_is_not_excepted() {
+fn a_light_child_gets_a_unit_by_an_exception_and_a_dedicated_one_by_its_creation() {
     let mut cluster = Cluster::serving(2, 1);
     let own = cluster.create("a", ROOT);
-    let except = Command::Except {
+    let except = |cluster: &Cluster, child| Command::Except {
         claim: cluster.claim(A),
         config: ConfigVersion(1),
-        child: child("a"),
+        child,
     };
-    cluster.void(except, Void::Exists);
-    assert_eq!(cluster.directory.unit_of(&child("a")), Some(own));
+    cluster.void(except(&cluster, dedicated("a")), Void::BadSlots);
+    assert_eq!(cluster.directory.unit_of(&dedicated("a")), Some(own));
+    let create = Command::Create {
+        child: child("a"),
+        supervisor: ROOT,
+        restart: PERMANENT,
+        needs: Needs::default(),
+        set: cluster.unit(own).set.clone(),
+    };
+    cluster.void(create, Void::BadSlots);
+    assert_eq!(cluster.directory.unit_of(&child("a")), Some(A));
 }
 
 #[test]
@@ -1115,11 +1129,11 @@ fn a_failed_unit_waits_and_starts_again_when_it_is_due() {
         claim: cluster.claim(unit),
         exit: Exit::Abnormal,
     });
-    assert_eq!(cluster.unit(unit).run, Run::Down(Down::Waiting));
+    assert_eq!(cluster.unit(unit).run, Run::Down);
     let due = cluster.directory.next_deadline().unwrap().as_millis();
     cluster.at = due - 1;
     cluster.ok(Command::Tick);
-    assert_eq!(cluster.unit(unit).run, Run::Down(Down::Waiting));
+    assert_eq!(cluster.unit(unit).run, Run::Down);
     cluster.at = due;
     cluster.ok(Command::Tick);
     assert!(cluster.unit(unit).wants_owner());
@@ -1139,14 +1153,7 @@ fn lost_node_restarts_a_one_for_all_group_in_the_same_entry() {
     }
     cluster.lose(incarnation(1, 1));
     // c, which was not lost, stops first: none can live without the others.
-    assert_eq!(
-        cluster.runs(&units),
-        [
-            Run::Down(Down::Waiting),
-            Run::Down(Down::Waiting),
-            Run::Stopping
-        ]
-    );
+    assert_eq!(cluster.runs(&units), [Run::Down, Run::Down, Run::Stopping]);
     cluster.ok(Command::Exited {
         claim: cluster.claim(c),
         exit: Exit::Shutdown,
@@ -1237,7 +1244,7 @@ fn three_strikes_quarantine_a_unit_until_it_is_pardoned() {
         actions = cluster.ok(note(1, start, &[poison]));
     }
     assert!(actions.contains(&Action::Quarantined(poison)));
-    assert_eq!(cluster.unit(poison).run, Run::Down(Down::Quarantined));
+    assert!(cluster.directory.is_quarantined(poison));
     assert!(cluster.unit(healthy).wants_owner());
     let grants = [cluster.grant(poison, incarnation(2, 1))].into();
     cluster.void(Command::Grant { grants }, Void::NotOwner);
@@ -1261,8 +1268,7 @@ fn poison_gets_its_strike_also_when_its_group_above_was_lost_with_it() {
         cluster.at += 9_000;
         cluster.ok(Command::Tick);
     }
-    let run = Run::Down(Down::Quarantined);
-    assert_eq!(cluster.runs(&units), [run, run]);
+    assert_eq!(cluster.runs(&units), [Run::Down, Run::Down]);
 }
 
 #[test]
@@ -1270,11 +1276,7 @@ fn a_unit_that_was_starting_when_its_node_was_lost_gets_a_strike_without_a_note(
     let mut cluster = Cluster::formed(2, 1);
     cluster.grant_all(incarnation(1, 1));
     cluster.lose(incarnation(1, 1));
-    assert_eq!(
-        cluster.unit(A).run,
-        Run::Down(Down::Waiting),
-        "strikes back off"
-    );
+    assert_eq!(cluster.unit(A).run, Run::Down, "strikes back off");
 }
 
 #[test]
@@ -1329,7 +1331,7 @@ fn a_supervisor_that_is_full_refuses_and_nothing_changes() {
     let room = CHILDREN_MAX - cluster.directory.supervisors()[&ROOT].supervisor.len();
     for nth in 0..room {
         let _ = cluster.apply(Command::Create {
-            child: child(&format!("n{nth}")),
+            child: dedicated(&format!("n{nth}")),
             supervisor: ROOT,
             restart: PERMANENT,
             needs: Needs::default(),
@@ -1552,8 +1554,7 @@ fn a_unit_is_its_supervisors_and_an_owner_is_live_or_not_over() {
                 let run = match state {
                     ChildState::Starting | ChildState::Running { .. } => Run::Wanted,
                     ChildState::Stopping => Run::Stopping,
-                    ChildState::Quarantined => Run::Down(Down::Quarantined),
-                    _ => Run::Down(Down::Waiting),
+                    _ => Run::Down,
                 };
                 assert_eq!(unit.run, run, "{why}");
                 assert!(

@@ -239,11 +239,9 @@ impl LeaseHolder {
         if now >= self.renew_at {
             self.renew(now);
         }
-        if let Some(at) = self.lead_verdict_at() {
-            if now >= at {
-                self.allow_leading(!self.may_lead);
-                self.leading_since = self.leading_since.map(|_| now);
-            }
+        if self.lead_verdict_at().is_some_and(|at| now >= at) {
+            self.allow_leading(!self.may_lead);
+            self.leading_since = self.leading_since.map(|_| now);
         }
     }
 

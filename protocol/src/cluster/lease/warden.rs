@@ -211,7 +211,7 @@ impl Machine for Warden {
 
 /// Helpers of one node: Chromium processes, render workers and probes. A node with more has lost
 /// track of them.
-const HELPERS_MAX: usize = 4_096;
+pub const HELPERS_MAX: usize = 4_096;
 
 /// How often the note is sent: datagrams are lost, and nobody answers them.
 const NOTE_SENDS: u32 = 10;

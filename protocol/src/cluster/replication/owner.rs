@@ -26,7 +26,8 @@ use crate::machine::Machine;
 use crate::rules::{Rule, keeps};
 use crate::supervision::Exit;
 use crate::time::Time;
-use crate::wire::record::{Head, Record, RecordKind};
+use crate::wire::codec::records_that_fit;
+use crate::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind};
 use crate::wire::replica::{
     Append, Ask, CHAIN_RECORDS_MAX, Indexed, ReplicaAnswer, ReplicaRequest, Said, Scope,
 };
@@ -200,6 +201,9 @@ pub enum Refused {
     /// one before it must be acknowledged.
     #[error("the chain is at its limit; a snapshot is due")]
     ChainFull,
+    /// The body is larger than a record may be.
+    #[error("the record is larger than {BODY_BYTES_MAX} bytes")]
+    TooLarge,
     /// The answer is to another epoch, or from a store that is not asked.
     #[error("the answer is not to this owner")]
     NotMine,
@@ -228,8 +232,10 @@ struct Peer {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Behind {
-    /// Where its chain agrees with ours; `None` while that is unknown.
+    /// Where its chain agrees with ours, flushed or not: what to send from. `None` while unknown.
     agrees: Option<Head>,
+    /// Up to where it has said that it agrees and has flushed: what counts.
+    flushed: Option<Head>,
     /// What has been sent, and when.
     sent: Seq,
     sent_at: Option<Time>,
@@ -483,7 +489,9 @@ impl Owner {
             Said::Mismatch { child, tail } => {
                 let known = self.children.get(&child).is_some_and(|log| log.holds(tail));
                 if let Some(behind) = peer.behind.get_mut(&child) {
-                    behind.agrees = if known { Some(tail) } else { None };
+                    behind.agrees = known.then_some(tail);
+                    // It said where its chain ends, not that the end is flushed.
+                    behind.flushed = None;
                     behind.sent_at = None;
                 }
             }
@@ -495,11 +503,7 @@ impl Owner {
             Said::Damaged { child } => {
                 if self.children.contains_key(&child) {
                     peer.unconfirmed = true;
-                    let behind = Behind {
-                        agrees: None,
-                        sent: Seq::ZERO,
-                        sent_at: None,
-                    };
+                    let behind = Behind::from(None);
                     peer.behind.insert(child, behind);
                 }
             }
@@ -641,27 +645,13 @@ impl Owner {
             if log.tail != indexed.tail {
                 // Its chain may be a part of ours; merging finds out.
                 let agrees = Some(indexed.tail);
-                peer.behind.insert(
-                    child.clone(),
-                    Behind {
-                        agrees,
-                        sent: Seq::ZERO,
-                        sent_at: None,
-                    },
-                );
+                peer.behind.insert(child.clone(), Behind::from(agrees));
             }
         }
         for (child, log) in &self.children {
             if !index.contains_key(child) && log.tail != Head::NONE {
                 let agrees = Some(Head::NONE);
-                peer.behind.insert(
-                    child.clone(),
-                    Behind {
-                        agrees,
-                        sent: Seq::ZERO,
-                        sent_at: None,
-                    },
-                );
+                peer.behind.insert(child.clone(), Behind::from(agrees));
             }
         }
     }
@@ -682,17 +672,21 @@ impl Owner {
         };
         if upto == tail {
             peer.behind.remove(child);
-        } else if behind
-            .agrees
-            .is_none_or(|agrees| agrees.seq < upto.seq || !log.holds(agrees))
-        {
+            self.recount(child);
+            return self.drop_unneeded(child);
+        }
+        let newer =
+            |known: Option<Head>| known.is_none_or(|head| head.seq < upto.seq || !log.holds(head));
+        if newer(behind.flushed) {
+            behind.flushed = Some(upto);
+        }
+        if newer(behind.agrees) {
             behind.agrees = Some(upto);
-            if behind.sent <= upto.seq {
-                behind.sent_at = None;
-            }
+        }
+        if behind.sent <= upto.seq {
+            behind.sent_at = None;
         }
         self.recount(child);
-        self.drop_unneeded(child);
     }
 
     fn on_fetched(
@@ -767,6 +761,9 @@ impl Owner {
         if self.phase != Phase::Serving {
             return Err(Refused::NotServing);
         }
+        if body.len() > BODY_BYTES_MAX {
+            return Err(Refused::TooLarge);
+        }
         let log = self.children.get_mut(&child).ok_or(Refused::NotLoaded)?;
         let records = log
             .records
@@ -787,9 +784,8 @@ impl Owner {
         for peer in self.peers.values_mut().filter(|peer| peer.sealed) {
             let behind = peer.behind.entry(child.clone());
             behind.or_insert(Behind {
-                agrees: Some(prev),
                 sent: prev.seq,
-                sent_at: None,
+                ..Behind::from(Some(prev))
             });
         }
         self.recount(&child);
@@ -1279,7 +1275,7 @@ impl Owner {
             match peer.behind.get(child) {
                 None => log.tail.seq,
                 Some(behind) => behind
-                    .agrees
+                    .flushed
                     .filter(|head| log.holds(*head))
                     .map_or(Seq::ZERO, |head| head.seq),
             }
@@ -1341,6 +1337,18 @@ fn peer_owes(peer: Option<&Peer>) -> bool {
         peer.behind.values().any(|behind| behind.sent_at.is_some())
             || (!peer.sealed && peer.sealed_at.is_some())
     })
+}
+
+impl Behind {
+    /// A chain whose flushed end is known to be here, or unknown.
+    fn from(flushed: Option<Head>) -> Behind {
+        Behind {
+            agrees: flushed,
+            flushed,
+            sent: Seq::ZERO,
+            sent_at: None,
+        }
+    }
 }
 
 impl Peer {
@@ -1412,13 +1420,9 @@ impl Log {
             Some(head) => (head, false),
             None => (base, true),
         };
-        let mut bytes = 0;
-        let within = |record: &&Record| {
-            bytes += record.body.len();
-            bytes <= APPEND_BYTES_MAX || record.seq == prev.seq.next()
-        };
-        let after = records.iter().skip_while(|record| record.seq <= prev.seq);
-        (prev, from_base, after.take_while(within).cloned().collect())
+        let after = || records.iter().skip_while(|record| record.seq <= prev.seq);
+        let fit = records_that_fit(after());
+        (prev, from_base, after().take(fit).cloned().collect())
     }
 
     /// Two generations are kept: from the snapshot before the last acknowledged one.
@@ -1525,6 +1529,3 @@ const FAILED_LEARNERS_MAX: usize = 8;
 
 /// Children sent to one replica at once, so that mending does not crowd out serving.
 const MENDED_AT_ONCE: usize = 32;
-
-/// Bodies in one append, in bytes: a quarter of a frame.
-const APPEND_BYTES_MAX: usize = 256 * 1024;

@@ -66,8 +66,12 @@ pub struct CutMark {
     pub slots: Vec<SlotRange>,
     /// Excepted children whose slots are confirmed for the others.
     pub children: BTreeSet<ChildId>,
-    /// Excepted children that are confirmed though their slots are not.
+    /// Excepted children that are confirmed though their slots are not, and dedicated ones that are
+    /// though `dedicated` says otherwise of the rest.
     pub confirmed: BTreeSet<ChildId>,
+    /// Every dedicated child but the confirmed ones: one whose only record was lost is not even known
+    /// by name.
+    pub dedicated: bool,
 }
 
 /// One chain as it was found.
@@ -122,7 +126,8 @@ pub enum Action {
         /// What to write, in order.
         batch: Vec<Write>,
     },
-    /// Read the child's records after `after`, at most [`CHAIN_RECORDS_MAX`].
+    /// Read the child's records after `after`: as many as
+    /// [`records_that_fit`](crate::wire::codec::records_that_fit) one answer.
     Read {
         /// Names the read.
         read: u64,
@@ -192,6 +197,7 @@ struct Chain {
 /// What the store lost when it was opened and nobody has confirmed yet (R8).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Cut {
+    dedicated: bool,
     slots: SlotMap<bool>,
     children: BTreeSet<ChildId>,
     confirmed: BTreeSet<ChildId>,
@@ -226,6 +232,7 @@ impl Replica {
             sealed_children: BTreeMap::new(),
             chains: BTreeMap::new(),
             cut: Cut {
+                dedicated: opened.cut.dedicated,
                 slots: SlotMap::default(),
                 children: opened.cut.children,
                 confirmed: opened.cut.confirmed,
@@ -502,7 +509,7 @@ impl Replica {
         }
         let mut batch = Vec::new();
         if self.is_cut(scope) {
-            self.cut.confirm(scope, &self.child_promises);
+            self.cut.confirm(scope);
             batch.push(Write::Cut(self.cut.mark()));
         }
         let damaged: Vec<ChildId> = self
@@ -573,15 +580,19 @@ impl Replica {
     /// Whether a request of `epoch` may touch the child: at the promise exactly, and sealed in this
     /// session (R1).
     fn admits(&self, child: &ChildId, epoch: Epoch) -> Result<(), Said> {
+        let own = self.child_promises.get(child);
         let promised = self.promise_of(child);
         if epoch < promised && keeps(Rule::R1) {
             return Err(Said::Promised(promised));
         }
-        let sealed = if self.child_promises.contains_key(child) {
-            let sealed = self.sealed_children.get(child);
-            sealed.copied().unwrap_or(Epoch::ZERO)
-        } else {
-            *self.sealed_slots.get(child.slot())
+        let sealed = match own {
+            Some(_) => self
+                .sealed_children
+                .get(child)
+                .copied()
+                .unwrap_or(Epoch::ZERO),
+            None if child.is_dedicated() => Epoch::ZERO,
+            None => *self.sealed_slots.get(child.slot()),
         };
         if sealed < epoch {
             Err(Said::Unsealed)
@@ -608,26 +619,35 @@ impl Replica {
         if sealed { Ok(()) } else { Err(Said::Unsealed) }
     }
 
+    /// The promise that governs a child: its own, or its slot's. A dedicated child has no slot.
+    fn promise_of(&self, child: &ChildId) -> Epoch {
+        let slot = || {
+            if child.is_dedicated() {
+                Epoch::ZERO
+            } else {
+                *self.promises.get(child.slot())
+            }
+        };
+        self.child_promises.get(child).copied().unwrap_or_else(slot)
+    }
+
     fn highest_promise(&self, scope: &Scope) -> Epoch {
         match scope {
             Scope::Slots { range, .. } => {
                 let slots = self.promises.iter(*range).map(|(_, promise)| *promise);
-                slots.max().unwrap_or(Epoch::ZERO)
+                // A child that has a promise of its own and that the asker does not except was
+                // excepted after the asker's grant.
+                let own = self
+                    .child_promises
+                    .iter()
+                    .filter(|(child, _)| scope.holds(child));
+                slots
+                    .chain(own.map(|(_, promise)| *promise))
+                    .max()
+                    .unwrap_or(Epoch::ZERO)
             }
             Scope::Child(child) => self.promise_of(child),
         }
-    }
-
-    fn promise_of(&self, child: &ChildId) -> Epoch {
-        let own = self.child_promises.get(child);
-        *own.unwrap_or_else(|| self.promises.get(child.slot()))
-    }
-
-    /// Whether the child's chain is the scope's here. A child with a promise of its own has a unit of
-    /// its own, also where its shard's owner does not except it: it never was the shard's.
-    fn holds(&self, scope: &Scope, child: &ChildId) -> bool {
-        let own = self.child_promises.contains_key(child);
-        scope.holds(child) && (!own || matches!(scope, Scope::Child(_)))
     }
 
     fn in_scope<'a>(
@@ -638,8 +658,8 @@ impl Replica {
         use core::ops::Bound;
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let chains = self.chains.range::<ChildId, _>((from, Bound::Unbounded));
-        chains.filter(move |(child, chain)| {
-            self.holds(scope, child) && (!chain.heads.is_empty() || chain.damaged)
+        chains.filter(|(child, chain)| {
+            scope.holds(child) && (!chain.heads.is_empty() || chain.damaged)
         })
     }
 
@@ -647,9 +667,12 @@ impl Replica {
         match scope {
             Scope::Slots { range, .. } => self.cut.slots.iter(*range).any(|(_, cut)| *cut),
             Scope::Child(child) => {
-                let slot_cut = *self.cut.slots.get(child.slot());
-                self.cut.children.contains(child)
-                    || (slot_cut && !self.cut.confirmed.contains(child))
+                let around = if child.is_dedicated() {
+                    self.cut.dedicated
+                } else {
+                    *self.cut.slots.get(child.slot())
+                };
+                self.cut.children.contains(child) || (around && !self.cut.confirmed.contains(child))
             }
         }
     }
@@ -709,15 +732,12 @@ impl Replica {
 }
 
 impl Cut {
-    fn confirm(&mut self, scope: &Scope, own: &BTreeMap<ChildId, Epoch>) {
+    fn confirm(&mut self, scope: &Scope) {
         match scope {
-            Scope::Slots { range, .. } => {
-                // What the shard's owner confirms says nothing of the children with a promise of
-                // their own, which are those it excepts and more.
-                let unsure = own.keys().filter(|child| {
-                    range.contains(child.slot())
-                        && *self.slots.get(child.slot())
-                        && !self.confirmed.contains(*child)
+            Scope::Slots { range, except } => {
+                // What the shard's owner confirms says nothing of the children it excepts.
+                let unsure = except.iter().filter(|child| {
+                    *self.slots.get(child.slot()) && !self.confirmed.contains(*child)
                 });
                 self.children.extend(unsure.cloned());
                 self.slots.set(*range, false);
@@ -728,7 +748,8 @@ impl Cut {
             }
         }
         let slots = &self.slots;
-        self.confirmed.retain(|child| *slots.get(child.slot()));
+        self.confirmed
+            .retain(|child| child.is_dedicated() || *slots.get(child.slot()));
     }
 
     fn mark(&self) -> CutMark {
@@ -737,6 +758,7 @@ impl Cut {
             slots: cut.map(|(range, _)| range).collect(),
             children: self.children.clone(),
             confirmed: self.confirmed.clone(),
+            dedicated: self.dedicated,
         }
     }
 }

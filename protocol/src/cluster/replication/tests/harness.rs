@@ -248,6 +248,10 @@ pub(super) fn child(name: &str) -> ChildId {
     ChildId::parse(&format!("t/k/{name}")).unwrap()
 }
 
+pub(super) fn dedicated(name: &str) -> ChildId {
+    ChildId::parse(&format!("@t/k/{name}")).unwrap()
+}
+
 pub(super) fn all() -> Scope {
     except(&[])
 }

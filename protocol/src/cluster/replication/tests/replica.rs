@@ -176,31 +176,47 @@ fn an_excepted_child_keeps_its_promise_though_its_own_unit_has_not_sealed_yet() 
 }
 
 #[test]
-fn a_child_with_a_promise_of_its_own_is_not_its_shards() {
+fn a_part_excepted_after_the_askers_grant_refuses_it() {
+    let (mut store, _) = holding(1);
+    sealed(&mut store, 3, only("a"));
+    assert_eq!(store.ask(2, seal(all())), [Said::Promised(Epoch(3))]);
+    sealed(&mut store, 3, except(&["a"]));
+}
+
+#[test]
+fn a_dedicated_child_is_no_shards() {
     let mut store = Store::new(StoreId(1));
-    sealed(&mut store, 7, only("a"));
-    let chain = more(&[], &a(), 7, 2);
-    store.asked(7, append(Head::NONE, &chain, 0));
-    // Its unit was made as one of its own, so the shard, which has been granted less often, does
-    // not know it.
+    let own = dedicated("a");
+    let scope = Scope::Child(own.clone());
+    sealed(&mut store, 7, scope.clone());
+    let chain = more(&[], &own, 7, 2);
+    assert_eq!(
+        store.asked(7, append(Head::NONE, &chain, 0)),
+        appended(&chain)
+    );
     assert_eq!(sealed(&mut store, 2, all()), (Vec::new(), false));
-    let next = more(&chain, &a(), 2, 1);
+    let next = more(&chain, &own, 2, 1);
     assert_eq!(
         store.ask(2, append(chain[1].head(), &next[2..], 0)),
         [Said::Promised(Epoch(7))]
     );
-    store.flushed.cut.slots = [SlotRange::ALL].into();
+    // Nor does it lie in slots that are confirmed.
+    store.flushed.cut = CutMark {
+        slots: [SlotRange::ALL].into(),
+        dedicated: true,
+        ..CutMark::default()
+    };
     store.restart();
-    sealed(&mut store, 2, all());
-    assert_eq!(
-        store.asked(2, Ask::Confirm { scope: all() }),
-        Said::Confirmed
-    );
-    assert!(store.replica.is_whole(&all()));
-    assert!(
-        !store.replica.is_whole(&only("a")),
-        "nobody has compared it"
-    );
+    for (epoch, confirmed, other) in [(2, all(), scope.clone()), (7, scope, all())] {
+        sealed(&mut store, epoch, confirmed.clone());
+        let is_whole = store.replica.is_whole(&other);
+        let scope = confirmed.clone();
+        let said = store.asked(epoch, Ask::Confirm { scope });
+        assert_eq!(said, Said::Confirmed);
+        assert!(store.replica.is_whole(&confirmed));
+        assert_eq!(store.replica.is_whole(&other), is_whole);
+    }
+    assert!(!store.replica.is_whole(&Scope::Child(dedicated("b"))));
 }
 
 #[test]

@@ -1,0 +1,9 @@
+#![no_main]
+
+#[path = "../properties.rs"]
+#[allow(dead_code)]
+mod properties;
+
+use understudy_protocol::wire::record::Record;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| properties::payload::<Record>(bytes));

@@ -1,0 +1,164 @@
+//! One simulated node: a machine with a disk and a clock, a process with the real machines in it, and
+//! the warden beside it.
+//!
+//! Owns: what a node is made of and how a process begins. What happens to it is in `world`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use understudy_protocol::cluster::agent::{Agent, AgentSettings};
+use understudy_protocol::cluster::controller::Controller;
+use understudy_protocol::cluster::directory::{Directory, Entry};
+use understudy_protocol::cluster::lease::{LeaseHolder, LeaseVoter, Warden};
+use understudy_protocol::cluster::replication::Replica;
+use understudy_protocol::id::{ChildId, IncarnationId, NodeId, StoreId, Term, UnitId};
+use understudy_protocol::time::Time;
+use understudy_protocol::wire::heart::DeathNote;
+
+use crate::clock::{Clock, True};
+use crate::disk::Disk;
+use crate::raft::{self, Raft};
+use crate::world::Happening;
+
+/// One machine.
+pub(crate) struct Node {
+    pub id: NodeId,
+    pub votes: bool,
+    pub works: bool,
+    pub zone: u8,
+    pub clock: Clock,
+    pub store: StoreId,
+    pub disk: Disk,
+    /// Counts the processes' lives: what was meant for an earlier one is dropped.
+    pub life: u64,
+    pub process: Option<Process>,
+    pub warden: Option<WardenProcess>,
+    /// A note that an earlier warden left on disk (L11).
+    pub note: Option<DeathNote>,
+    /// `SIGSTOP`.
+    pub stopped: bool,
+    /// The whole machine is paused; since when, if its clock is too.
+    pub frozen: Option<Option<True>>,
+    /// Only the heart runs.
+    pub hung: bool,
+    /// What came while it could not be handled, oldest first.
+    pub backlog: VecDeque<Happening>,
+    pub wake_at: Option<True>,
+    pub warden_wake_at: Option<True>,
+    /// The disk answers this much later; `None` when it does not answer at all.
+    pub disk_extra: Option<Duration>,
+    pub restart_pending: bool,
+}
+
+/// One life of the node's process.
+pub(crate) struct Process {
+    pub incarnation: IncarnationId,
+    pub secret: [u8; 32],
+    pub raft: Raft<Entry>,
+    pub controller: Controller,
+    pub holder: LeaseHolder,
+    pub voter: LeaseVoter,
+    /// The log and the snapshot have been read to the voter.
+    pub voter_reads: bool,
+    pub agent: Agent,
+    pub replica: Replica,
+    /// Running children: their state, and the helper process that holds it.
+    pub children: BTreeMap<ChildId, Child>,
+    pub next_helper: u64,
+    /// Leads since this term, but has not applied an entry of it yet.
+    pub leads_from: Option<Term>,
+    pub register_at: True,
+    pub applied_since_snapshot: u64,
+    /// Its clock broke rule L2's bound.
+    pub excused: bool,
+    pub at_work: BTreeSet<UnitId>,
+}
+
+/// One running child: a counter of operations.
+pub(crate) struct Child {
+    pub helper: u64,
+    pub state: Vec<u64>,
+    /// The next call never comes back.
+    pub hangs: bool,
+    /// Told to stop; it answers nothing more.
+    pub stopping: bool,
+}
+
+/// The warden beside a process.
+pub(crate) struct WardenProcess {
+    pub machine: Warden,
+    pub life: u64,
+    /// Helpers alive, and whose child each is.
+    pub helpers: BTreeMap<u64, ChildId>,
+}
+
+impl Node {
+    /// Whether the process can act at all.
+    pub(crate) fn runs(&self) -> bool {
+        self.process.is_some() && !self.stopped && self.frozen.is_none()
+    }
+
+    /// What its clock shows.
+    pub(crate) fn show(&self, now: True) -> Time {
+        match self.frozen {
+            Some(Some(since)) => self.clock.show(since),
+            _ => self.clock.show(now),
+        }
+    }
+}
+
+/// What a node that starts is told.
+pub(crate) struct Start {
+    pub incarnation: IncarnationId,
+    pub secret: [u8; 32],
+    pub seed: u64,
+    pub key_kept: Duration,
+}
+
+impl Process {
+    /// A process that opens the node's disk.
+    pub(crate) fn begin(node: &Node, now: True, start: Start) -> Process {
+        let Start {
+            incarnation,
+            secret,
+            seed,
+            key_kept,
+        } = start;
+        let local = node.show(now);
+        let settings = AgentSettings {
+            incarnation,
+            home: node.store,
+            key_kept,
+            passivate_after: Duration::from_secs(6),
+            work_limit: Duration::from_secs(2),
+            snapshot_every: 6,
+        };
+        Process {
+            incarnation,
+            secret,
+            raft: Raft::restart(
+                node.store,
+                raft::Config::default(),
+                seed,
+                node.disk.raft.clone(),
+                local,
+            ),
+            controller: Controller::new(local, Directory::default(), seed ^ 0xC0),
+            holder: LeaseHolder::new(local, node.id, incarnation, KILL_TIME),
+            voter: LeaseVoter::new(local, node.store, node.disk.limit.0),
+            voter_reads: false,
+            agent: Agent::new(settings),
+            replica: Replica::open(node.store, incarnation, node.disk.store.open()),
+            children: BTreeMap::new(),
+            next_helper: 1,
+            leads_from: None,
+            register_at: now,
+            applied_since_snapshot: 0,
+            excused: false,
+            at_work: BTreeSet::new(),
+        }
+    }
+}
+
+/// How long it may take to kill every helper: what the holder takes off its lease (L2).
+pub(crate) const KILL_TIME: Duration = Duration::from_millis(50);

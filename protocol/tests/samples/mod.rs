@@ -1,0 +1,459 @@
+//! One value of everything that crosses a wire, small and at its limits; the tests of frames share
+//! them. Adding is free. Changing one changes what the golden files hold, and so fails.
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use understudy_protocol::id::{
+    CHILD_ID_BYTES_MAX, ChildId, ConfigVersion, Epoch, IncarnationId, LogId, LogIndex, NodeId, Seq,
+    SlotRange, StoreId, Term, UnitId, VotersVersion,
+};
+use understudy_protocol::wire::codec::{Message, MessageType, decode_whole, encode_frame};
+use understudy_protocol::wire::envelope::{
+    CallId, CallKey, Envelope, KEY_BYTES_MAX, Outcome, Reply, Route,
+};
+use understudy_protocol::wire::heart::{
+    AT_WORK_MAX, DeathNote, HeartMessage, Promise, Renewal, Report, SIGHTED_MAX, Sighted, Sighting,
+    Ttl, Verdict,
+};
+use understudy_protocol::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind};
+use understudy_protocol::wire::replica::{
+    Append, Ask, EXCEPTIONS_MAX, INDEX_PAGE, Indexed, ReplicaAnswer, ReplicaRequest, Said, Scope,
+};
+
+/// A message as a frame, with what its type makes of bytes.
+pub struct Sample {
+    pub name: String,
+    pub kind: MessageType,
+    pub frame: Vec<u8>,
+    /// Whether the bytes decode to this very value.
+    pub reads_back: Box<ReadsBack>,
+}
+
+type ReadsBack = dyn Fn(&[u8]) -> bool;
+
+/// Every sample, in a fixed order.
+pub fn all() -> Vec<Sample> {
+    let mut samples = Vec::new();
+    hearts(&mut samples);
+    requests(&mut samples);
+    answers(&mut samples);
+    calls(&mut samples);
+    for (name, record) in records() {
+        add(&mut samples, name, record);
+    }
+    samples
+}
+
+pub fn child(text: &str) -> ChildId {
+    ChildId::parse(text).unwrap()
+}
+
+/// The `n`th of many children in order, with an id of the greatest length.
+pub fn long_child(n: usize) -> ChildId {
+    let start = format!("tenant/kind/{n:04}-");
+    child(&format!(
+        "{start}{}",
+        "k".repeat(CHILD_ID_BYTES_MAX - start.len())
+    ))
+}
+
+/// `count` records, each after the other, from the first of the chain on.
+pub fn chain(child: &ChildId, count: usize, body: usize) -> Vec<Record> {
+    let mut prev = Head::NONE;
+    (0..count)
+        .map(|n| {
+            let kind = if n == 0 {
+                RecordKind::Snapshot
+            } else {
+                RecordKind::Delta
+            };
+            let body = Bytes::from(vec![n as u8; body]);
+            let record = Record::chained(
+                child.clone(),
+                Epoch(3),
+                ConfigVersion(2),
+                prev,
+                kind,
+                1,
+                body,
+            );
+            prev = record.head();
+            record
+        })
+        .collect()
+}
+
+pub fn renewal() -> Renewal {
+    Renewal {
+        node: NodeId(1),
+        incarnation: IncarnationId(0x1122_3344_5566_7788),
+        round: 42,
+        ttl: Ttl::DEFAULT,
+        voters: VotersVersion(1),
+        applied: LogIndex(1_000),
+    }
+}
+
+pub fn promise(verdict: Verdict) -> Promise {
+    Promise {
+        voter: StoreId(0xFEED),
+        incarnation: IncarnationId(0x1122_3344_5566_7788),
+        round: 42,
+        verdict,
+    }
+}
+
+pub fn envelope(key: CallKey, body: Bytes) -> Envelope {
+    Envelope {
+        call: CallId {
+            gateway: IncarnationId(9),
+            number: 7,
+        },
+        to: child("acme/cart/u-1"),
+        key,
+        request_hash: 0x0123_4567_89AB_CDEF,
+        patience_ms: 2_500,
+        body,
+    }
+}
+
+pub fn reply(outcome: Outcome) -> Reply {
+    Reply {
+        call: CallId {
+            gateway: IncarnationId(9),
+            number: 7,
+        },
+        outcome,
+    }
+}
+
+pub fn request(ask: Ask) -> ReplicaRequest {
+    ReplicaRequest {
+        unit: UnitId(12),
+        epoch: Epoch(3),
+        config: ConfigVersion(2),
+        session: Some(IncarnationId(4)),
+        ask,
+    }
+}
+
+pub fn answer(said: Said) -> ReplicaAnswer {
+    ReplicaAnswer {
+        store: StoreId(0xFEED),
+        unit: UnitId(12),
+        epoch: Epoch(3),
+        session: IncarnationId(4),
+        said,
+    }
+}
+
+pub fn append(records: Vec<Record>) -> Append {
+    Append {
+        child: child("acme/cart/u-1"),
+        prev: records.first().map_or(Head::NONE, |first| first.prev),
+        from_base: true,
+        records,
+        adopted: Seq(1),
+        keep_from: Seq(1),
+    }
+}
+
+pub fn sighted(count: usize) -> Sighting {
+    Sighting {
+        voter: StoreId(u64::MAX),
+        voters: VotersVersion(u64::MAX),
+        sighted: (0..count as u64)
+            .map(|n| Sighted {
+                incarnation: IncarnationId(u64::MAX - n),
+                promised: n % 2 == 0,
+                applied: LogIndex(u64::MAX - n),
+            })
+            .collect(),
+    }
+}
+
+pub fn death_note(at_work: usize) -> DeathNote {
+    DeathNote {
+        incarnation: IncarnationId(u64::MAX),
+        secret: [0xAB; 32],
+        at_work: (0..at_work as u64).map(|n| UnitId(u64::MAX - n)).collect(),
+    }
+}
+
+pub fn slots(except: usize) -> Scope {
+    Scope::Slots {
+        range: SlotRange::ALL,
+        except: (0..except).map(long_child).collect(),
+    }
+}
+
+pub fn page(children: usize) -> Vec<Indexed> {
+    (0..children)
+        .map(|n| Indexed {
+            child: long_child(n),
+            tail: Head {
+                epoch: Epoch(u64::MAX),
+                seq: Seq(u64::MAX),
+                checksum: u32::MAX,
+            },
+            damaged: n % 2 == 1,
+        })
+        .collect()
+}
+
+pub fn records() -> Vec<(&'static str, Record)> {
+    let cart = child("acme/cart/u-1");
+    let mut chain = chain(&cart, 2, 5);
+    let delta = chain.pop().unwrap();
+    let base = chain.pop().unwrap();
+    let largest = Record::chained(
+        long_child(0),
+        Epoch(u64::MAX),
+        ConfigVersion(u64::MAX),
+        Head {
+            epoch: Epoch(u64::MAX),
+            seq: Seq(u64::MAX - 1),
+            checksum: u32::MAX,
+        },
+        RecordKind::Delta,
+        u16::MAX,
+        Bytes::from(vec![0x5A; BODY_BYTES_MAX]),
+    );
+    let empty = Record::chained(
+        cart,
+        Epoch::ZERO,
+        ConfigVersion::ZERO,
+        Head::NONE,
+        RecordKind::Snapshot,
+        0,
+        Bytes::new(),
+    );
+    vec![
+        ("record-base", base),
+        ("record-delta", delta),
+        ("record-empty", empty),
+        ("record-largest", largest),
+    ]
+}
+
+fn hearts(samples: &mut Vec<Sample>) {
+    add(samples, "heart-renewal", HeartMessage::Renewal(renewal()));
+    let largest = Renewal {
+        node: NodeId(u64::MAX),
+        incarnation: IncarnationId(u64::MAX),
+        round: u64::MAX,
+        ttl: Ttl::from_millis(u32::MAX),
+        voters: VotersVersion(u64::MAX),
+        applied: LogIndex(u64::MAX),
+    };
+    add(
+        samples,
+        "heart-renewal-largest",
+        HeartMessage::Renewal(largest),
+    );
+    for (name, verdict) in [
+        ("promised", Verdict::Promised),
+        ("expelled", Verdict::Expelled),
+        ("not-live", Verdict::NotLive),
+        ("ttl-above-limit", Verdict::TtlAboveLimit),
+        ("old-voters", Verdict::OldVoters),
+        ("no-leader", Verdict::NoLeader),
+    ] {
+        add(
+            samples,
+            &format!("heart-promise-{name}"),
+            HeartMessage::Promise(promise(verdict)),
+        );
+    }
+    let report = Report {
+        voter: StoreId(5),
+        incarnation: IncarnationId(6),
+        expel: LogId {
+            term: Term(2),
+            index: LogIndex(77),
+        },
+    };
+    add(samples, "heart-report", HeartMessage::Report(report));
+    for (name, count) in [("empty", 0), ("one", 1), ("largest", SIGHTED_MAX)] {
+        add(
+            samples,
+            &format!("heart-sighting-{name}"),
+            HeartMessage::Sighting(sighted(count)),
+        );
+    }
+    for (name, count) in [("empty", 0), ("one", 1), ("largest", AT_WORK_MAX)] {
+        add(
+            samples,
+            &format!("heart-death-note-{name}"),
+            HeartMessage::DeathNote(death_note(count)),
+        );
+    }
+}
+
+fn requests(samples: &mut Vec<Sample>) {
+    let cart = child("acme/cart/u-1");
+    let mut ask = |name: &str, ask| add(samples, &format!("request-{name}"), request(ask));
+    ask(
+        "seal-first",
+        Ask::Seal {
+            scope: slots(0),
+            after: None,
+        },
+    );
+    ask(
+        "seal-next",
+        Ask::Seal {
+            scope: slots(2),
+            after: Some(cart.clone()),
+        },
+    );
+    ask(
+        "seal-most-exceptions",
+        Ask::Seal {
+            scope: slots(EXCEPTIONS_MAX),
+            after: None,
+        },
+    );
+    ask(
+        "seal-child",
+        Ask::Seal {
+            scope: Scope::Child(cart.clone()),
+            after: None,
+        },
+    );
+    ask("append-empty", Ask::Append(append(vec![])));
+    ask("append-two", Ask::Append(append(chain(&cart, 2, 5))));
+    ask(
+        "fetch",
+        Ask::Fetch {
+            child: cart.clone(),
+            after: Seq(4),
+        },
+    );
+    ask("confirm", Ask::Confirm { scope: slots(1) });
+    let unknown = ReplicaRequest {
+        session: None,
+        ..request(Ask::Confirm {
+            scope: Scope::Child(cart),
+        })
+    };
+    add(samples, "request-without-a-session", unknown);
+}
+
+fn answers(samples: &mut Vec<Sample>) {
+    let cart = child("acme/cart/u-1");
+    let head = chain(&cart, 1, 5)[0].head();
+    let mut said = |name: &str, said| add(samples, &format!("answer-{name}"), answer(said));
+    said(
+        "sealed-empty",
+        Said::Sealed {
+            after: None,
+            page: vec![],
+            more: false,
+            cut: true,
+        },
+    );
+    said(
+        "sealed-largest",
+        Said::Sealed {
+            after: Some(child("a/a/a")),
+            page: page(INDEX_PAGE),
+            more: true,
+            cut: false,
+        },
+    );
+    said(
+        "appended",
+        Said::Appended {
+            child: cart.clone(),
+            upto: head,
+        },
+    );
+    said(
+        "mismatch",
+        Said::Mismatch {
+            child: cart.clone(),
+            tail: Head::NONE,
+        },
+    );
+    said(
+        "fetched-empty",
+        Said::Fetched {
+            child: cart.clone(),
+            after: Seq(9),
+            records: vec![],
+        },
+    );
+    said(
+        "fetched-two",
+        Said::Fetched {
+            child: cart.clone(),
+            after: Seq::ZERO,
+            records: chain(&cart, 2, 5),
+        },
+    );
+    said("promised", Said::Promised(Epoch(u64::MAX)));
+    said("unsealed", Said::Unsealed);
+    said("damaged", Said::Damaged { child: cart });
+    said("confirmed", Said::Confirmed);
+}
+
+fn calls(samples: &mut Vec<Sample>) {
+    let internal = CallKey::Internal {
+        gateway: IncarnationId(9),
+        number: 7,
+    };
+    add(
+        samples,
+        "envelope-tell-of-64-bytes",
+        envelope(internal.clone(), Bytes::from_static(&[0x42; 64])),
+    );
+    add(samples, "envelope-empty", envelope(internal, Bytes::new()));
+    add(
+        samples,
+        "envelope-client-key",
+        envelope(
+            CallKey::Client("k".repeat(KEY_BYTES_MAX)),
+            Bytes::from_static(b"{}"),
+        ),
+    );
+    let route = Route {
+        unit: UnitId(1),
+        epoch: Epoch(2),
+        node: NodeId(3),
+    };
+    for (name, outcome) in [
+        (
+            "answered",
+            Outcome::Answered {
+                body: Bytes::from_static(b"ok"),
+                reflects: Seq(8),
+            },
+        ),
+        ("not-owner", Outcome::NotOwner { hint: None }),
+        ("not-owner-hint", Outcome::NotOwner { hint: Some(route) }),
+        (
+            "overloaded",
+            Outcome::Overloaded {
+                retry_after_ms: u32::MAX,
+            },
+        ),
+        ("conflict", Outcome::Conflict),
+        ("unavailable", Outcome::Unavailable),
+        ("unknown", Outcome::Unknown),
+    ] {
+        add(samples, &format!("reply-{name}"), reply(outcome));
+    }
+}
+
+fn add<T: Message + PartialEq + Debug + 'static>(samples: &mut Vec<Sample>, name: &str, value: T) {
+    let mut frame = Vec::new();
+    encode_frame(&value, &mut frame).unwrap();
+    samples.push(Sample {
+        name: name.to_owned(),
+        kind: T::TYPE,
+        frame,
+        reads_back: Box::new(move |bytes| decode_whole::<T>(bytes).as_ref() == Ok(&value)),
+    });
+}
