@@ -241,6 +241,7 @@ pub(crate) fn large() -> Vec<(Search, Bounds)> {
                 ticks: &[2, 2, 2],
                 crashes: 2,
                 cuts: 1,
+                duplicates: 2,
                 ..Bounds::PLAIN
             },
         ),
