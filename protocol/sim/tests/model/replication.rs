@@ -163,6 +163,15 @@ pub(crate) fn large() -> Vec<(Search, Bounds)> {
                 ..Bounds::PLAIN
             },
         ),
+        (
+            Search::All,
+            Bounds {
+                stores: 4,
+                writes: &[1, 1],
+                ticks: &[1],
+                ..Bounds::PLAIN
+            },
+        ),
         // Too large for an end: as deep as some millions of steps go.
         (
             SOME_MILLIONS,
@@ -170,15 +179,6 @@ pub(crate) fn large() -> Vec<(Search, Bounds)> {
                 members: 2,
                 writes: &[2, 1],
                 losses: 1,
-                ..Bounds::PLAIN
-            },
-        ),
-        (
-            SOME_MILLIONS,
-            Bounds {
-                stores: 4,
-                writes: &[1, 1],
-                ticks: &[1],
                 ..Bounds::PLAIN
             },
         ),
@@ -241,6 +241,7 @@ pub(crate) fn large() -> Vec<(Search, Bounds)> {
                 ticks: &[2, 2, 2],
                 crashes: 2,
                 cuts: 1,
+                duplicates: 2,
                 ..Bounds::PLAIN
             },
         ),
