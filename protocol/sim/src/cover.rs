@@ -84,6 +84,23 @@ impl Coverage {
         self.0[path as usize]
     }
 
+    /// The paths that were never taken.
+    pub fn untaken(&self) -> Vec<Path> {
+        let all = Path::ALL.iter().copied();
+        all.filter(|path| self.count(*path) == 0).collect()
+    }
+
+    /// A table: of `runs` runs, how many took each path.
+    pub fn table(&self, runs: u64) -> String {
+        let mut table = String::new();
+        for path in Path::ALL {
+            let count = self.count(*path);
+            let mark = if count == 0 { "  never" } else { "" };
+            table.push_str(&format!("{count:>7} of {runs}  {path}{mark}\n"));
+        }
+        table
+    }
+
     /// Counts, for each path, one run that took it.
     pub fn add_run(&mut self, run: &Coverage) {
         for (total, count) in self.0.iter_mut().zip(&run.0) {

@@ -199,13 +199,17 @@ impl Scenario {
         let some = |rng: &mut Rng, low, high| ms(rng.between(low, high));
         let voters = self.nodes.iter().filter(|node| node.votes).count();
         let plot = match rng.below(5) {
-            // L2: a promise that was long on its way, then silence.
+            // L2: promises that are long on their way, then silence, twice.
             0 => vec![
                 (ms(0), Fault::SetTtl(Ttl::LAN)),
-                (ms(500), Fault::Degrade(3, ms(6_000))),
+                (ms(500), Fault::Degrade(3, ms(12_000))),
                 (
                     some(rng, 1_500, 3_500),
-                    Fault::Isolate(Victim::Owner, ms(2_500)),
+                    Fault::BlockHeart(Victim::Owner, ms(2_500)),
+                ),
+                (
+                    some(rng, 6_500, 8_500),
+                    Fault::BlockHeart(Victim::Owner, ms(2_500)),
                 ),
             ],
             // L3: the TTL gets shorter, and an owner does not hear of it.

@@ -221,6 +221,8 @@ pub struct World {
     calm: bool,
     last_setup: True,
     poisoned: Option<ChildId>,
+    last_answer: Option<(ChildId, u64)>,
+    last_victim: Option<usize>,
 }
 
 impl World {
@@ -298,6 +300,8 @@ impl World {
             calm: false,
             last_setup: True(0),
             poisoned,
+            last_answer: None,
+            last_victim: None,
             rng,
             nodes,
             scenario,
@@ -331,18 +335,35 @@ impl World {
 
     /// Runs to the end, or to the first violation.
     pub fn run(&mut self) {
-        while let Some(Reverse(Queued { at, what, .. })) = self.queue.pop() {
-            if at > self.scenario.end {
-                break;
-            }
-            self.now = at;
-            self.figures.steps += 1;
-            self.happen(what);
-            if self.judge.violation.is_some() {
-                return;
-            }
-        }
-        self.finish();
+        while self.step() {}
+    }
+
+    /// Lets the next thing happen; false when the run is over.
+    pub fn step(&mut self) -> bool {
+        let next = self.queue.pop().map(|Reverse(queued)| queued);
+        let Some(Queued { at, what, .. }) = next.filter(|next| next.at <= self.scenario.end) else {
+            self.finish();
+            return false;
+        };
+        self.now = at;
+        self.figures.steps += 1;
+        self.happen(what);
+        self.judge.violation.is_none()
+    }
+
+    /// Who leads the directory, when somebody does.
+    pub fn leading(&self) -> Option<NodeId> {
+        self.leader().map(|node| self.nodes[node].id)
+    }
+
+    /// Whom the last fault befell.
+    pub fn last_victim(&self) -> Option<NodeId> {
+        self.last_victim.map(|node| self.nodes[node].id)
+    }
+
+    /// The last answer that a client took: whose it was, and what it said.
+    pub fn last_answer(&self) -> Option<&(ChildId, u64)> {
+        self.last_answer.as_ref()
     }
 
     /// Virtual time since the beginning.

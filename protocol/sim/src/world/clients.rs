@@ -204,6 +204,7 @@ impl World {
                     self.judge.coverage.reach(Path::RetryAcrossFailover);
                 }
                 self.figures.answered += 1;
+                self.last_answer = Some((call.child.clone(), value));
                 let what = format!("{} answered {value}", call.child);
                 self.trace(12, from, || what);
                 self.done(client, call);

@@ -334,10 +334,12 @@ impl World {
                     .map(|(node, _)| node)
             }
         };
-        named.unwrap_or(0)
+        let node = named.unwrap_or(0);
+        self.last_victim = Some(node);
+        node
     }
 
-    fn leader(&self) -> Option<usize> {
+    pub(super) fn leader(&self) -> Option<usize> {
         let leads = |of: &Node| {
             of.process
                 .as_ref()
