@@ -23,7 +23,7 @@ use understudy_protocol::cluster::directory::{
 };
 use understudy_protocol::id::{ChildId, IncarnationId, LogId, Seq, StoreId, SupervisorId, UnitId};
 use understudy_protocol::machine::Machine;
-use understudy_protocol::supervision::Exit;
+use understudy_protocol::supervision::{Exit, Strategy};
 use understudy_protocol::time::{ClusterTime, Time};
 use understudy_protocol::wire::record::{Head, Record, RecordKind};
 use understudy_protocol::wire::step::Step;
@@ -140,6 +140,38 @@ impl Judge {
         }
         if let (Some(entry), Some(before)) = (entry, before) {
             self.supervised(entry, &before, voided);
+            self.cover(entry, &before, &changed);
+        }
+    }
+
+    fn cover(&mut self, entry: &Entry, before: &Before, changed: &BTreeSet<UnitId>) {
+        if let (Command::ChangeSet { claim, .. }, Some(old)) = (&entry.command, &before.set) {
+            let Some(unit) = self.truth.unit(claim.unit).filter(|unit| unit.set != *old) else {
+                return;
+            };
+            let path = match (unit.set.is_superset(old), unit.set.is_subset(old)) {
+                (true, _) => Path::Grown,
+                (_, true) => Path::Shrunk,
+                _ if old.len() <= self.truth.min_copies() => Path::Swapped,
+                _ => return,
+            };
+            return self.coverage.reach(path);
+        }
+        let falls = matches!(
+            entry.command,
+            Command::Exited { .. } | Command::PromisesOver { .. } | Command::DeathNote { .. }
+        );
+        let grouped = |unit: &UnitId| {
+            let unit = self
+                .truth
+                .unit(*unit)
+                .filter(|unit| unit.run == Run::Stopping);
+            let supervisor = unit.and_then(|unit| self.truth.supervisors().get(&unit.supervisor));
+            supervisor
+                .is_some_and(|entry| entry.supervisor.policy().strategy != Strategy::OneForOne)
+        };
+        if falls && changed.iter().any(grouped) {
+            self.coverage.reach(Path::GroupRestarted);
         }
     }
 
@@ -180,6 +212,13 @@ impl Judge {
             return self.fail("I1", what);
         }
         ledger.acked = longer;
+        let taken_over = self
+            .truth
+            .unit_of(child)
+            .and_then(|unit| self.truth.unit(unit));
+        if longer.seq > known.seq && taken_over.is_some_and(|unit| longer.epoch < unit.epoch) {
+            self.coverage.reach(Path::UnackedTail);
+        }
         let Some(unit) = self
             .truth
             .unit_of(child)
@@ -276,13 +315,6 @@ impl Judge {
         self.ledgers
             .get(child)
             .is_some_and(|ledger| ledger.descends(first.head(), head))
-    }
-
-    /// Where a takeover's adopted tail stands against what was acknowledged.
-    pub fn adopted(&mut self, child: &ChildId, tail: Seq) {
-        if tail > self.acked(child).seq {
-            self.coverage.reach(Path::UnackedTail);
-        }
     }
 
     /// I4, I8 and the reader's order: a reply leaves. `value` is how many operations the child had
@@ -391,7 +423,14 @@ impl Judge {
                 .map(|unit| (unit.supervisor, unit.run)),
             _ => None,
         };
+        let set = match &entry.command {
+            Command::ChangeSet { claim, .. } => {
+                self.truth.unit(claim.unit).map(|unit| unit.set.clone())
+            }
+            _ => None,
+        };
         Before {
+            set,
             restarts,
             owned,
             owner,
@@ -521,6 +560,8 @@ impl Judge {
 }
 
 struct Before {
+    /// The replica set that the entry is about.
+    set: Option<BTreeSet<StoreId>>,
     restarts: BTreeMap<SupervisorId, usize>,
     owned: Vec<(UnitId, bool)>,
     owner: Option<(SupervisorId, Run)>,

@@ -47,7 +47,8 @@ pub(crate) struct Node {
     pub warden_wake_at: Option<True>,
     /// The disk answers this much later; `None` when it does not answer at all.
     pub disk_extra: Option<Duration>,
-    pub restart_pending: bool,
+    /// When it is started again; a start that was put off is void.
+    pub restart_at: Option<True>,
 }
 
 /// One life of the node's process.

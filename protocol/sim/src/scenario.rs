@@ -121,6 +121,8 @@ pub enum Fault {
     SlowDisk(Victim, Duration),
     /// The victim's disk does not answer.
     StallDisk(Victim, Duration),
+    /// Calls for one child all at once, more than its mailbox holds.
+    Flood(u64),
     /// A running child dies.
     ChildDies,
     /// A running child never answers its next call.
@@ -191,6 +193,10 @@ impl Scenario {
     /// ever draws: some seeds get one of them beside their own faults. Each is within what is
     /// promised: one disk is lost or damaged at a time.
     fn draw_plot(&mut self, rng: &mut Rng) {
+        if rng.chance(60) {
+            let at = True::secs(rng.between(10, 70));
+            self.faults.push((at, Fault::Flood(rng.between(280, 500))));
+        }
         if !rng.chance(300) {
             return;
         }

@@ -274,7 +274,7 @@ impl World {
                 wake_at: None,
                 warden_wake_at: None,
                 disk_extra: Some(Duration::ZERO),
-                restart_pending: false,
+                restart_at: None,
             });
         }
         let poisoned = scenario.poison.and(dedicated.last().cloned());
@@ -313,7 +313,7 @@ impl World {
     fn begin(&mut self) {
         for node in 0..self.nodes.len() {
             let after = self.rng.span(Duration::ZERO, Duration::from_millis(200));
-            self.after(after, Happening::Restart { node });
+            self.come_back(node, after);
         }
         self.after(Duration::from_millis(300), Happening::Setup);
         for nth in 0..self.scenario.clients {

@@ -87,6 +87,7 @@ struct Seen {
 /// One fault and what became of it.
 struct Episode {
     name: &'static str,
+    is_stop: bool,
     at: Duration,
     victim: NodeId,
     incarnation: Option<IncarnationId>,
@@ -145,7 +146,12 @@ impl Teller {
             (_, Tone::Bad) => ("\x1b[1;31m", "\x1b[0m"),
             (_, Tone::Good) => ("\x1b[32m", "\x1b[0m"),
         };
-        writeln!(self.out, "{:>9.3} s  {on}{text}{off}", at.as_secs_f64())
+        let mut lead = format!("{:>9.3} s", at.as_secs_f64());
+        for line in wrapped(text) {
+            writeln!(self.out, "{lead}  {on}{line}{off}")?;
+            lead = " ".repeat(lead.len());
+        }
+        Ok(())
     }
 
     /// Says what the last step has changed.
@@ -246,6 +252,7 @@ impl Teller {
         } else {
             format!("the owner of {}", listed(&names))
         };
+        let is_stop = matches!(fault, Fault::Stop(..));
         let (name, text) = match fault {
             Fault::Kill(..) => (
                 "SIGKILL of an owner",
@@ -278,6 +285,7 @@ impl Teller {
             .collect();
         self.episodes.push(Episode {
             name,
+            is_stop,
             at: world.now(),
             victim,
             incarnation: entry.and_then(|entry| entry.incarnation),
@@ -304,7 +312,8 @@ impl Teller {
         let lapses = world.judge.coverage.count(Path::Lapsed);
         let first_kill = self.seen.warden_kills < kills;
         let first_lapse = self.seen.lapses < lapses;
-        let Some(victim) = self.episodes.last().map(|episode| episode.victim) else {
+        let stopped = self.episodes.last().filter(|episode| episode.is_stop);
+        let Some(victim) = stopped.map(|episode| episode.victim) else {
             return Ok(());
         };
         if first_kill && self.seen.warden_kills != u64::MAX {
@@ -413,9 +422,9 @@ impl Teller {
         if !episode.back && episode.over.is_some() && fresh.is_some() {
             episode.back = true;
             let text = match episode.store {
-                Some(old) => format!(
-                    "{} is back with an empty disk: {} in place of {old}",
-                    episode.victim, entry.store
+                Some(_) => format!(
+                    "{} is back with an empty disk, as a store that was nobody before",
+                    episode.victim
                 ),
                 None => format!("{} is back, as a new incarnation", episode.victim),
             };
@@ -428,10 +437,13 @@ impl Teller {
         });
         if episode.back && !episode.whole && votes && whole {
             episode.whole = true;
-            let text = format!(
-                "{} has copied every record and votes: all sets are whole again",
-                episode.victim
-            );
+            let text = match episode.store {
+                Some(_) => format!(
+                    "{} has copied every record and votes: all sets are whole again",
+                    episode.victim
+                ),
+                None => "all replica sets are whole again".into(),
+            };
             self.say(world.now(), Tone::Good, &text)?;
         }
         Ok(())
@@ -534,6 +546,26 @@ fn listed(names: &[String]) -> String {
         [most @ .., last] => format!("{} and {last}", most.join(", ")),
     }
 }
+
+/// Cut at spaces, so that a line with its time is no longer than a hundred columns.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("there is at least one");
+        if !line.is_empty() && line.len() + 1 + word.len() > TEXT_WIDTH {
+            lines.push(format!("  {word}"));
+        } else {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines
+}
+
+/// A hundred columns less the time before it.
+const TEXT_WIDTH: usize = 87;
 
 fn millis(span: Duration) -> String {
     format!("{} ms", span.as_millis())

@@ -176,7 +176,13 @@ impl World {
     }
 
     pub(super) fn on_reply(&mut self, client: usize, reply: Reply, from: usize, excused: bool) {
-        let of = &mut self.clients[client];
+        let Some(of) = self.clients.get_mut(client) else {
+            // One of a flood.
+            if matches!(reply.outcome, Outcome::Overloaded { .. }) {
+                self.judge.coverage.reach(Path::Overloaded);
+            }
+            return;
+        };
         if reply.call.number != of.attempt {
             return;
         }

@@ -8,6 +8,7 @@ use understudy_protocol::cluster::agent::Reshape;
 use understudy_protocol::cluster::directory::{Formation, Needs, ROOT};
 use understudy_protocol::id::{SlotRange, UnitId};
 use understudy_protocol::supervision::{Backoff, Intensity, Policy, RestartType, Strategy};
+use understudy_protocol::wire::envelope::{CallId, CallKey};
 use understudy_protocol::wire::replica::Scope;
 
 use crate::net::Quality;
@@ -22,7 +23,7 @@ impl World {
             Fault::Kill(victim, back) => {
                 let node = self.victim(victim);
                 self.end_process(node, "kill -9");
-                self.nodes[node].restart_pending = false;
+                self.nodes[node].restart_at = None;
                 self.come_back(node, back);
             }
             Fault::Crash(victim, back) => {
@@ -149,6 +150,7 @@ impl World {
                     },
                 );
             }
+            Fault::Flood(calls) => self.flood(calls),
             Fault::ChildDies => {
                 if let Some((node, child)) = self.running_child(|_| true) {
                     self.kill_child(node, &child);
@@ -234,6 +236,7 @@ impl World {
                 self.resume(node);
             }
             if self.nodes[node].process.is_none() {
+                self.nodes[node].restart_at = None;
                 self.come_back(node, Duration::from_millis(300));
             }
             let id = self.nodes[node].id;
@@ -355,7 +358,7 @@ impl World {
         // The warden stops with it, and says nothing.
         of.warden = None;
         of.frozen = None;
-        of.restart_pending = false;
+        of.restart_at = None;
         of.life = life + 1;
         of.disk.crash(0, false);
         self.come_back(node, back);
@@ -465,6 +468,41 @@ impl World {
             self.after(
                 Duration::from_micros(10),
                 Happening::Reaped { node, life, helper },
+            );
+        }
+    }
+
+    /// Somebody who is no client of ours calls one child more often than its mailbox holds.
+    fn flood(&mut self, calls: u64) {
+        let Some((node, child)) = self.running_child(|_| true) else {
+            return;
+        };
+        let life = self.nodes[node].life;
+        for number in 0..calls {
+            let envelope = Envelope {
+                call: CallId {
+                    gateway: IncarnationId(u64::from(u32::MAX)),
+                    number,
+                },
+                to: child.clone(),
+                key: CallKey::Client(format!("flood {} {number}", self.now.0)),
+                request_hash: 0,
+                patience_ms: 400,
+                body: bytes::Bytes::from_static(&[0; 8]),
+            };
+            let message = Message::Call {
+                envelope,
+                forwarded: false,
+            };
+            let delay = self.net.delay();
+            self.after(
+                delay,
+                Happening::Deliver {
+                    to: node,
+                    life,
+                    from: node,
+                    message,
+                },
             );
         }
     }

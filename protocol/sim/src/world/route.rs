@@ -16,14 +16,17 @@ impl World {
     pub(super) fn restart(&mut self, node: usize) {
         let now = self.now;
         let of = &mut self.nodes[node];
-        of.restart_pending = false;
-        if of.process.is_some()
-            || of
-                .warden
-                .as_ref()
-                .is_some_and(|warden| !warden.helpers.is_empty())
-        {
+        if of.restart_at != Some(now) {
             return;
+        }
+        of.restart_at = None;
+        if of.process.is_some() {
+            return;
+        }
+        let helpers = of.warden.as_ref().map(|warden| warden.helpers.len());
+        if helpers.is_some_and(|helpers| helpers > 0) {
+            // Nothing starts beside helpers of the last life.
+            return self.come_back(node, Duration::from_millis(50));
         }
         of.life += 1;
         of.backlog.clear();
@@ -87,8 +90,8 @@ impl World {
     }
 
     pub(super) fn come_back(&mut self, node: usize, after: Duration) {
-        if !self.nodes[node].restart_pending {
-            self.nodes[node].restart_pending = true;
+        if self.nodes[node].restart_at.is_none() {
+            self.nodes[node].restart_at = Some(self.now.after(after));
             self.after(after, Happening::Restart { node });
         }
     }
@@ -692,7 +695,6 @@ impl World {
     }
 
     fn on_agent(&mut self, node: usize, action: agent::Action) {
-        let local = self.nodes[node].show(self.now);
         let life = self.nodes[node].life;
         match action {
             agent::Action::Ask { to, request } => {
@@ -773,30 +775,25 @@ impl World {
             agent::Action::Serving(unit) => {
                 self.figures.takeovers += 1;
                 self.trace(8, node, || format!("serves {unit}"));
-                let _ = local;
-                self.cover_takeover(node, unit);
             }
             agent::Action::Unavailable(unit) => {
                 self.judge.coverage.reach(Path::Unavailable);
+                self.cover_held_back(unit);
                 self.trace(9, node, || format!("{unit} is unavailable"));
             }
         }
     }
 
-    fn cover_takeover(&mut self, node: usize, unit: understudy_protocol::id::UnitId) {
-        let Some(process) = &self.nodes[node].process else {
-            return;
-        };
-        let Some(owner) = process.agent.owners().get(&unit) else {
-            return;
-        };
-        let names = self.light.iter().chain(&self.dedicated);
-        let tails: Vec<(ChildId, understudy_protocol::id::Seq)> = names
-            .filter(|child| owner.view().scope.holds(child))
-            .map(|child| (child.clone(), owner.tail(child)))
-            .collect();
-        for (child, tail) in tails {
-            self.judge.adopted(&child, tail);
+    /// R8: stores of its set are up, but each of them was cut.
+    fn cover_held_back(&mut self, unit: understudy_protocol::id::UnitId) {
+        let set = self.judge.truth.unit(unit).map(|unit| &unit.set);
+        let up = set.into_iter().flatten().filter_map(|store| {
+            let of = &self.nodes[self.node_of_store(*store)?];
+            (of.store == *store && of.runs()).then_some(of)
+        });
+        let hurt: Vec<bool> = up.map(|of| of.disk.store.is_hurt()).collect();
+        if !hurt.is_empty() && hurt.iter().all(|hurt| *hurt) {
+            self.judge.coverage.reach(Path::CutHeldBack);
         }
     }
 
