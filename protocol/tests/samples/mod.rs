@@ -5,8 +5,8 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use understudy_protocol::id::{
-    CHILD_ID_BYTES_MAX, ChildId, ConfigVersion, Epoch, IncarnationId, LogId, LogIndex, NodeId, Seq,
-    SlotRange, StoreId, Term, UnitId, VotersVersion,
+    CHILD_ID_BYTES_MAX, COUNTER_MAX, ChildId, ConfigVersion, Epoch, IncarnationId, LogId, LogIndex,
+    NodeId, Seq, SlotRange, StoreId, Term, UnitId, VotersVersion,
 };
 use understudy_protocol::wire::codec::{Message, MessageType, decode_whole, encode_frame};
 use understudy_protocol::wire::envelope::{
@@ -162,12 +162,12 @@ pub fn append(records: Vec<Record>) -> Append {
 pub fn sighted(count: usize) -> Sighting {
     Sighting {
         voter: StoreId(u64::MAX),
-        voters: VotersVersion(u64::MAX),
+        voters: VotersVersion(COUNTER_MAX),
         sighted: (0..count as u64)
             .map(|n| Sighted {
                 incarnation: IncarnationId(u64::MAX - n),
                 promised: n % 2 == 0,
-                applied: LogIndex(u64::MAX - n),
+                applied: LogIndex(COUNTER_MAX - n),
             })
             .collect(),
     }
@@ -193,8 +193,8 @@ pub fn page(children: usize) -> Vec<Indexed> {
         .map(|n| Indexed {
             child: long_child(n),
             tail: Head {
-                epoch: Epoch(u64::MAX),
-                seq: Seq(u64::MAX),
+                epoch: Epoch(COUNTER_MAX),
+                seq: Seq(COUNTER_MAX),
                 checksum: u32::MAX,
             },
             damaged: n % 2 == 1,
@@ -209,11 +209,11 @@ pub fn records() -> Vec<(&'static str, Record)> {
     let base = chain.pop().unwrap();
     let largest = Record::chained(
         long_child(0),
-        Epoch(u64::MAX),
-        ConfigVersion(u64::MAX),
+        Epoch(COUNTER_MAX),
+        ConfigVersion(COUNTER_MAX),
         Head {
-            epoch: Epoch(u64::MAX),
-            seq: Seq(u64::MAX - 1),
+            epoch: Epoch(COUNTER_MAX),
+            seq: Seq(COUNTER_MAX - 1),
             checksum: u32::MAX,
         },
         RecordKind::Delta,
@@ -244,8 +244,8 @@ fn hearts(samples: &mut Vec<Sample>) {
         incarnation: IncarnationId(u64::MAX),
         round: u64::MAX,
         ttl: Ttl::from_millis(u32::MAX),
-        voters: VotersVersion(u64::MAX),
-        applied: LogIndex(u64::MAX),
+        voters: VotersVersion(COUNTER_MAX),
+        applied: LogIndex(COUNTER_MAX),
     };
     add(
         samples,
@@ -393,7 +393,7 @@ fn answers(samples: &mut Vec<Sample>) {
             records: chain(&cart, 2, 5),
         },
     );
-    said("promised", Said::Promised(Epoch(u64::MAX)));
+    said("promised", Said::Promised(Epoch(COUNTER_MAX)));
     said("unsealed", Said::Unsealed);
     said("damaged", Said::Damaged { child: cart });
     said("confirmed", Said::Confirmed);

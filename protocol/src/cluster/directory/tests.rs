@@ -9,11 +9,12 @@ use alloc::vec::Vec;
 use super::*;
 use crate::cluster::lease::LeaseVoter;
 use crate::cluster::lease::voter;
-use crate::id::{ConfigVersion, Epoch, LogIndex, SLOTS, Term, VotersVersion};
+use crate::id::{ConfigVersion, Epoch, LogIndex, SLOTS, SlotRange, Term, VotersVersion};
 use crate::supervision::supervisor::{CHILDREN_MAX, ChildState};
 use crate::supervision::{Exit, Policy, RestartType, Strategy};
+use crate::wire::codec::{EncodeError, Message, decode_whole, encode_frame};
 use crate::wire::heart::{DeathDigest, Renewal, Verdict};
-use crate::wire::replica::EXCEPTIONS_MAX;
+use crate::wire::replica::{EXCEPTIONS_MAX, Scope};
 
 const PERMANENT: RestartType = RestartType::Permanent;
 
@@ -1498,9 +1499,9 @@ fn a_directory_restored_from_a_snapshot_goes_on_as_the_original() {
         let mut copy = original.clone();
         for step in 0..150 {
             if step % 25 == 0 {
-                let bytes = minicbor::to_vec(&original.directory).unwrap();
-                let decoded: Directory = minicbor::decode(&bytes).unwrap();
-                copy.directory = decoded.restored();
+                let mut bytes = Vec::new();
+                encode_frame(&original.directory, &mut bytes).unwrap();
+                copy.directory = decode_whole(&bytes).unwrap();
                 assert_eq!(
                     copy.directory, original.directory,
                     "seed {seed}, step {step}"
@@ -1532,6 +1533,11 @@ fn a_unit_is_its_supervisors_and_an_owner_is_live_or_not_over() {
             let before = cluster.directory.units().clone();
             let _ = cluster.apply(command.clone());
             let directory = &cluster.directory;
+            assert_eq!(
+                directory.check(),
+                Ok(()),
+                "seed {seed}, step {step}, {command:?}"
+            );
             for (id, unit) in directory.units() {
                 let why = format!("seed {seed}, step {step}, {command:?}: {id} {unit:?}");
                 if let Some(old) = before.get(id) {
@@ -1663,4 +1669,222 @@ fn facts_say_the_same_as_the_stream_of_entries() {
             assert_voters_agree(&mut streamed, &cluster, &why);
         }
     }
+}
+
+/// A snapshot with one thing wrong in it.
+#[track_caller]
+fn refuses_snapshot(of: &Directory, edit: impl FnOnce(&mut Directory), why: &'static str) {
+    let mut snapshot = of.clone();
+    edit(&mut snapshot);
+    let bytes = minicbor::to_vec(&snapshot).unwrap();
+    let decoded: Directory = minicbor::decode(&bytes).unwrap();
+    assert_eq!(decoded.check(), Err(why));
+    let refused = encode_frame(&decoded, &mut Vec::new());
+    assert_eq!(refused, Err(EncodeError::Invalid(why)));
+}
+
+#[test]
+fn a_snapshot_that_no_commands_could_have_made_is_refused() {
+    let mut cluster = Cluster::serving(3, 2);
+    let below = cluster.supervise(ROOT, Strategy::OneForAll);
+    let lower = cluster.supervise(below, Strategy::RestForOne);
+    let own = cluster.create("a", lower);
+    let other = cluster.create("b", lower);
+    let light = child_in(&cluster.unit(A).scope, 0);
+    let (claim, config) = (cluster.claim(A), cluster.unit(A).config);
+    cluster.ok(Command::Except {
+        claim,
+        config,
+        child: light,
+    });
+    cluster.ok(Command::Expel {
+        incarnation: incarnation(3, 1),
+    });
+    let good = cluster.directory.clone();
+    assert_eq!(good.check(), Ok(()));
+
+    refuses_snapshot(&good, |d| d.version = 2, "a directory of another version");
+    let late = ClusterTime::from_millis(u64::MAX);
+    refuses_snapshot(
+        &good,
+        |d| d.clock = late,
+        "a time that nothing could have reached",
+    );
+    refuses_snapshot(
+        &good,
+        |d| d.replicas = 0,
+        "nothing comes before the formation",
+    );
+    refuses_snapshot(&good, |d| d.ttl = Ttl::from_millis(0), "a TTL is not zero");
+    let copies = "`min_copies` is at least one and at most `replicas`";
+    refuses_snapshot(&good, |d| d.min_copies = 4, copies);
+    refuses_snapshot(&good, |d| d.min_copies = 0, copies);
+    let list = "a list of voters has 1 to 1,024 stores";
+    refuses_snapshot(&good, |d| d.voters.current.clear(), list);
+    refuses_snapshot(&good, |d| d.voters.outgoing = Some(BTreeSet::new()), list);
+    let many = (0..=1_024).map(StoreId).collect();
+    refuses_snapshot(&good, |d| d.voters.current = many, list);
+    refuses_snapshot(
+        &good,
+        |d| d.next_unit = u64::MAX,
+        "a number that nothing could have reached",
+    );
+
+    let live = "a node names its live incarnation and no other";
+    refuses_snapshot(
+        &good,
+        |d| d.incarnations.get_mut(&incarnation(3, 1)).unwrap().expelled = None,
+        live,
+    );
+    refuses_snapshot(
+        &good,
+        |d| d.nodes.get_mut(&NodeId(1)).unwrap().incarnation = None,
+        live,
+    );
+    refuses_snapshot(
+        &good,
+        |d| {
+            d.nodes.remove(&NodeId(3));
+        },
+        "an incarnation's node is there",
+    );
+    let own_store = "a node's store is in use and its own";
+    refuses_snapshot(
+        &good,
+        |d| d.nodes.get_mut(&NodeId(1)).unwrap().store = store(2),
+        own_store,
+    );
+    refuses_snapshot(
+        &good,
+        |d| d.stores.get_mut(&store(1)).unwrap().retired = true,
+        own_store,
+    );
+    let ahead = LogId {
+        term: Term(1),
+        index: LogIndex(999),
+    };
+    refuses_snapshot(
+        &good,
+        |d| {
+            d.incarnations
+                .get_mut(&incarnation(1, 1))
+                .unwrap()
+                .registered = ahead
+        },
+        "an incarnation's entries have been applied",
+    );
+    let stranger = |d: &mut Directory| d.stores.get_mut(&store(3)).unwrap().node = NodeId(9);
+    refuses_snapshot(&good, stranger, own_store);
+
+    refuses_snapshot(
+        &good,
+        |d| d.next_supervisor = lower.0,
+        "the next supervisor's number is free",
+    );
+    refuses_snapshot(
+        &good,
+        |d| d.supervisors.get_mut(&below).unwrap().parent = None,
+        "only the root has no parent",
+    );
+    let parents = "a supervisor is its parent's";
+    refuses_snapshot(
+        &good,
+        |d| d.supervisors.get_mut(&lower).unwrap().parent = Some(ROOT),
+        parents,
+    );
+    refuses_snapshot(
+        &good,
+        |d| d.supervisors.get_mut(&below).unwrap().parent = Some(lower),
+        parents,
+    );
+    refuses_snapshot(
+        &good,
+        |d| d.supervisors.get_mut(&ROOT).unwrap().parent = Some(lower),
+        parents,
+    );
+    let children = "what a supervisor supervises is there, and its own";
+    refuses_snapshot(
+        &good,
+        |d| {
+            d.supervisors.remove(&lower);
+        },
+        children,
+    );
+    refuses_snapshot(
+        &good,
+        |d| {
+            d.units.remove(&own);
+        },
+        children,
+    );
+
+    refuses_snapshot(&good, |d| d.next_unit = 3, "the next unit's number is free");
+    refuses_snapshot(
+        &good,
+        |d| d.units.get_mut(&own).unwrap().supervisor = below,
+        children,
+    );
+    let set = "a replica set has 1 to 512 stores";
+    refuses_snapshot(&good, |d| d.units.get_mut(&own).unwrap().set.clear(), set);
+    let owners = "a unit's owner is known";
+    let of_a = |d: &mut Directory| d.units.get_mut(&A).unwrap().owner.unwrap();
+    let owned = |edit: fn(&mut Owner)| {
+        move |d: &mut Directory| {
+            let mut owner = of_a(d);
+            edit(&mut owner);
+            d.units.get_mut(&A).unwrap().owner = Some(owner);
+        }
+    };
+    refuses_snapshot(
+        &good,
+        owned(|owner| owner.incarnation = incarnation(9, 9)),
+        owners,
+    );
+    refuses_snapshot(&good, owned(|owner| owner.node = NodeId(2)), owners);
+    refuses_snapshot(
+        &good,
+        owned(|owner| owner.granted.index = LogIndex(999)),
+        owners,
+    );
+    refuses_snapshot(
+        &good,
+        |d| d.units.get_mut(&own).unwrap().move_to = Some(NodeId(9)),
+        "a unit moves to a known node",
+    );
+
+    let scope = |unit: UnitId, scope: Scope| {
+        move |d: &mut Directory| d.units.get_mut(&unit).unwrap().scope = scope
+    };
+    let slots = |start, end, except: &[ChildId]| Scope::Slots {
+        range: SlotRange::new(start, end).unwrap(),
+        except: except.to_vec(),
+    };
+    let covered = "every slot has one shard";
+    let half = SLOTS / 2;
+    refuses_snapshot(&good, scope(B, slots(half + 1, SLOTS, &[])), covered);
+    refuses_snapshot(&good, scope(B, slots(half - 1, SLOTS, &[])), covered);
+    refuses_snapshot(&good, scope(B, slots(half, SLOTS - 1, &[])), covered);
+    refuses_snapshot(&good, scope(B, Scope::Child(dedicated("z"))), covered);
+    let once = "every slot and every child has one unit";
+    refuses_snapshot(&good, scope(other, Scope::Child(dedicated("a"))), once);
+    refuses_snapshot(&good, scope(own, slots(half, SLOTS, &[])), once);
+    let theirs = "a shard excepts what would be its own";
+    refuses_snapshot(
+        &good,
+        scope(B, slots(half, SLOTS, &[dedicated("z")])),
+        theirs,
+    );
+    let of_a = child_in(&good.unit(A).unwrap().scope, 1);
+    refuses_snapshot(&good, scope(B, slots(half, SLOTS, &[of_a])), theirs);
+    refuses_snapshot(
+        &good,
+        scope(A, slots(0, half, &[])),
+        "a light child with a unit of its own is excepted",
+    );
+    let unformed = Directory::default();
+    refuses_snapshot(
+        &unformed,
+        |d| d.next_unit = 1,
+        "nothing comes before the formation",
+    );
 }
