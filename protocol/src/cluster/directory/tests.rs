@@ -9,9 +9,11 @@ use alloc::vec::Vec;
 use super::*;
 use crate::cluster::lease::LeaseVoter;
 use crate::cluster::lease::voter;
-use crate::id::{ConfigVersion, Epoch, LogIndex, SLOTS, SlotRange, Term, VotersVersion};
+use crate::id::{
+    COUNTER_MAX, ConfigVersion, Epoch, LogIndex, SLOTS, SlotRange, Term, VotersVersion,
+};
 use crate::supervision::supervisor::{CHILDREN_MAX, ChildState};
-use crate::supervision::{Exit, Policy, RestartType, Strategy};
+use crate::supervision::{Exit, Policy, RestartType, Strategy, Supervisor};
 use crate::wire::codec::{EncodeError, Message, decode_whole, encode_frame};
 use crate::wire::heart::{DeathDigest, Renewal, Verdict};
 use crate::wire::replica::{EXCEPTIONS_MAX, Scope};
@@ -1781,42 +1783,33 @@ fn a_snapshot_that_no_commands_could_have_made_is_refused() {
         |d| d.next_supervisor = lower.0,
         "the next supervisor's number is free",
     );
-    refuses_snapshot(
-        &good,
-        |d| d.supervisors.get_mut(&below).unwrap().parent = None,
-        "only the root has no parent",
-    );
+    let orphan = |parent| {
+        move |d: &mut Directory| {
+            let supervisor = Supervisor::new(Policy::new(Strategy::OneForOne));
+            let id = SupervisorId(d.next_supervisor);
+            d.next_supervisor += 1;
+            d.supervisors
+                .insert(id, SupervisorEntry { parent, supervisor });
+        }
+    };
+    refuses_snapshot(&good, orphan(None), "only the root has no parent");
     let parents = "a supervisor is its parent's";
-    refuses_snapshot(
-        &good,
-        |d| d.supervisors.get_mut(&lower).unwrap().parent = Some(ROOT),
-        parents,
-    );
-    refuses_snapshot(
-        &good,
-        |d| d.supervisors.get_mut(&below).unwrap().parent = Some(lower),
-        parents,
-    );
-    refuses_snapshot(
-        &good,
-        |d| d.supervisors.get_mut(&ROOT).unwrap().parent = Some(lower),
-        parents,
-    );
+    refuses_snapshot(&good, orphan(Some(lower)), parents);
+    let under = |supervisor, parent| {
+        move |d: &mut Directory| d.supervisors.get_mut(&supervisor).unwrap().parent = Some(parent)
+    };
+    refuses_snapshot(&good, under(ROOT, lower), parents);
     let children = "what a supervisor supervises is there, and its own";
-    refuses_snapshot(
-        &good,
-        |d| {
-            d.supervisors.remove(&lower);
-        },
-        children,
-    );
-    refuses_snapshot(
-        &good,
-        |d| {
-            d.units.remove(&own);
-        },
-        children,
-    );
+    refuses_snapshot(&good, under(lower, ROOT), children);
+    refuses_snapshot(&good, under(below, lower), children);
+    let without = |d: &mut Directory| {
+        d.supervisors.remove(&lower);
+    };
+    refuses_snapshot(&good, without, children);
+    let without = |d: &mut Directory| {
+        d.units.remove(&own);
+    };
+    refuses_snapshot(&good, without, children);
 
     refuses_snapshot(&good, |d| d.next_unit = 3, "the next unit's number is free");
     refuses_snapshot(
@@ -1887,4 +1880,167 @@ fn a_snapshot_that_no_commands_could_have_made_is_refused() {
         |d| d.next_unit = 1,
         "nothing comes before the formation",
     );
+}
+
+#[track_caller]
+fn refuses_command(command: Command, why: &'static str) {
+    let entry = Entry {
+        at: ClusterTime::ZERO,
+        random: 0,
+        command,
+    };
+    let refused = encode_frame(&entry, &mut Vec::new());
+    assert_eq!(refused, Err(EncodeError::Invalid(why)), "{entry:?}");
+}
+
+#[test]
+fn a_command_beyond_its_limits_never_gets_into_a_log() {
+    let form = |edit: fn(&mut Formation)| {
+        let mut form = formation(3, 4);
+        edit(&mut form);
+        Command::Form(form)
+    };
+    let copies = "`min_copies` is at least one and at most `replicas`";
+    let list = "a list of voters has 1 to 1,024 stores";
+    let set = "a replica set has 1 to 512 stores";
+    let shards = "a cluster begins with a shard, and with no more than slots";
+    let ttl = "a TTL is not zero";
+    refuses_command(form(|form| form.voters.clear()), list);
+    refuses_command(
+        form(|form| form.voters = (0..=1_024).map(store).collect()),
+        list,
+    );
+    refuses_command(form(|form| form.ttl = Ttl::from_millis(0)), ttl);
+    refuses_command(form(|form| form.min_copies = 0), copies);
+    refuses_command(form(|form| form.replicas = 1), copies);
+    refuses_command(form(|form| form.shards = 0), shards);
+    refuses_command(form(|form| form.shards = SLOTS + 1), shards);
+    refuses_command(form(|form| form.set.clear()), set);
+
+    let register = |edit: &dyn Fn(&mut Registration)| {
+        let mut new = registration(1, 1);
+        edit(&mut new);
+        Command::Register(new)
+    };
+    let name = |nth: usize| format!("n{nth}");
+    let long = || "n".repeat(LABEL_BYTES_MAX + 1);
+    let labels = |count| (0..count).map(|nth| (name(nth), name(nth))).collect();
+    let capacity = |count| (0..count).map(|nth| (name(nth), 1)).collect();
+    let names = "a label's and a resource's name has 1 to 128 bytes";
+    let many = register(&|new| new.labels = labels(LABELS_MAX + 1));
+    refuses_command(many, "at most 64 labels");
+    let many = register(&|new| new.capacity = capacity(RESOURCES_MAX + 1));
+    refuses_command(many, "at most 32 resources");
+    refuses_command(
+        register(&|new| new.labels = [(long(), name(1))].into()),
+        names,
+    );
+    refuses_command(
+        register(&|new| new.capacity = [(name(1).repeat(0), 1)].into()),
+        names,
+    );
+    let value = register(&|new| new.labels = [(name(1), long())].into());
+    refuses_command(value, "a label's value has at most 128 bytes");
+
+    let units: Vec<UnitId> = (0..=100).map(UnitId).collect();
+    refuses_command(note(1, 1, &units), "a death note names at most 100 units");
+    let grant = Grant {
+        unit: A,
+        epoch: Epoch(1),
+        config: ConfigVersion(1),
+        to: incarnation(1, 1),
+    };
+    let grants = alloc::vec![grant; GRANTS_MAX + 1];
+    refuses_command(
+        Command::Grant { grants },
+        "an entry grants at most 20,000 units",
+    );
+    let (unit, config) = (A, ConfigVersion(1));
+    let claim = Claim {
+        unit,
+        epoch: Epoch(1),
+        incarnation: incarnation(1, 1),
+    };
+    let none = BTreeSet::new();
+    let change = Command::ChangeSet {
+        claim,
+        config,
+        set: none.clone(),
+    };
+    refuses_command(change, set);
+    refuses_command(Command::Recover { unit, set: none }, set);
+    for at in [0, SLOTS] {
+        let why = "a shard is cut at a slot that is not the first";
+        refuses_command(Command::Split { claim, config, at }, why);
+    }
+    let needs = Needs {
+        resources: capacity(RESOURCES_MAX + 1),
+        ..Needs::default()
+    };
+    let create = Command::Create {
+        child: dedicated("a"),
+        supervisor: ROOT,
+        restart: PERMANENT,
+        needs,
+        set: stores(&[1]),
+    };
+    refuses_command(create, "at most 32 resources");
+    let mut policy = Policy::new(Strategy::OneForOne);
+    policy.backoff.max = core::time::Duration::MAX;
+    let supervise = Command::Supervise {
+        parent: ROOT,
+        restart: PERMANENT,
+        policy,
+    };
+    refuses_command(
+        supervise,
+        "a supervisor looks at most a year back and ahead",
+    );
+    refuses_command(Command::SetTtl(Ttl::from_millis(0)), ttl);
+    let set_copies = Command::SetCopies {
+        replicas: 1,
+        min_copies: 2,
+        by_operator: true,
+    };
+    refuses_command(set_copies, copies);
+    refuses_command(Command::SetVoters(Voters::first([])), list);
+
+    let late = Entry {
+        at: ClusterTime::from_millis(u64::MAX),
+        random: 0,
+        command: Command::Tick,
+    };
+    assert!(late.check().is_err());
+}
+
+/// The largest entries, each number spelled in nine bytes.
+#[test]
+fn commands_at_their_limits_fit_their_frames() {
+    let grant = Grant {
+        unit: UnitId(u64::MAX),
+        epoch: Epoch(COUNTER_MAX),
+        config: ConfigVersion(COUNTER_MAX),
+        to: IncarnationId(u64::MAX),
+    };
+    let name = |nth: usize| format!("{nth:0>width$}", width = LABEL_BYTES_MAX);
+    let mut new = registration(1, 1);
+    new.labels = (0..LABELS_MAX).map(|nth| (name(nth), name(nth))).collect();
+    new.capacity = (0..RESOURCES_MAX)
+        .map(|nth| (name(nth), u64::MAX))
+        .collect();
+    let grants = alloc::vec![grant; GRANTS_MAX];
+    for (command, most) in [
+        (Command::Grant { grants }, 1_000_000),
+        (Command::Register(new), 32 * 1024),
+    ] {
+        let entry = Entry {
+            at: ClusterTime::ZERO,
+            random: u64::MAX,
+            command,
+        };
+        let mut frame = Vec::new();
+        encode_frame(&entry, &mut frame).unwrap();
+        assert!(frame.len() < most, "{}", frame.len());
+        assert_eq!(decode_whole(&frame), Ok(entry));
+    }
 }
