@@ -14,6 +14,7 @@ use samples::{
     answer, append, chain, child, death_note, envelope, page, records, reply, request, sighted,
     slots,
 };
+use understudy_protocol::cluster::directory::{Directory, Entry};
 use understudy_protocol::id::{COUNTER_MAX, Seq};
 use understudy_protocol::wire::codec::{
     CALL_BODY_BYTES_MAX, CALL_FRAME_BYTES_MAX, DecodeError, EncodeError, Frame, FrameSplitter,
@@ -75,6 +76,8 @@ fn a_frame_never_decodes_as_another_type() {
             decode_whole::<Envelope>(&sample.frame).err(),
             decode_whole::<Reply>(&sample.frame).err(),
             decode_whole::<Record>(&sample.frame).err(),
+            decode_whole::<Entry>(&sample.frame).err(),
+            decode_whole::<Directory>(&sample.frame).err(),
         ];
         for (expected, error) in MessageType::ALL.into_iter().zip(read_as) {
             let wrong = DecodeError::WrongType {

@@ -7,8 +7,8 @@ use understudy_protocol::cluster::directory::{
 };
 use understudy_protocol::cluster::voters::Voters;
 use understudy_protocol::id::{
-    COUNTER_MAX, ConfigVersion, Epoch, IncarnationId, LogId, LogIndex, NodeId, SLOTS, StoreId,
-    SupervisorId, Term, UnitId,
+    COUNTER_MAX, ConfigVersion, Epoch, IncarnationId, LogId, NodeId, SLOTS, StoreId, SupervisorId,
+    Term, UnitId,
 };
 use understudy_protocol::machine::Machine;
 use understudy_protocol::supervision::{Backoff, Exit, Intensity, Policy, RestartType, Strategy};
@@ -58,20 +58,77 @@ pub fn entries() -> Vec<(&'static str, Entry)> {
         ("register-witness", Command::Register(witness())),
         ("expel", Command::Expel { incarnation }),
         ("promises-over", Command::PromisesOver { incarnation }),
-        ("death-note", Command::DeathNote { incarnation, secret, at_work }),
+        (
+            "death-note",
+            Command::DeathNote {
+                incarnation,
+                secret,
+                at_work,
+            },
+        ),
         ("grant-none", many(0)),
         ("grant-two", many(2)),
         ("release", Command::Release(claim)),
-        ("exited-normal", Command::Exited { claim, exit: Exit::Normal }),
-        ("exited-shutdown", Command::Exited { claim, exit: Exit::Shutdown }),
-        ("exited-abnormal", Command::Exited { claim, exit: Exit::Abnormal }),
+        (
+            "exited-normal",
+            Command::Exited {
+                claim,
+                exit: Exit::Normal,
+            },
+        ),
+        (
+            "exited-shutdown",
+            Command::Exited {
+                claim,
+                exit: Exit::Shutdown,
+            },
+        ),
+        (
+            "exited-abnormal",
+            Command::Exited {
+                claim,
+                exit: Exit::Abnormal,
+            },
+        ),
         ("serving", Command::Serving(claim)),
-        ("change-set", Command::ChangeSet { claim, config, set: set.clone() }),
-        ("split", Command::Split { claim, config, at: SLOTS - 1 }),
-        ("merge", Command::Merge { low: claim, low_config: config, high, high_config: config }),
-        ("except", Command::Except { claim, config, child: child("acme/cart/u-1") }),
+        (
+            "change-set",
+            Command::ChangeSet {
+                claim,
+                config,
+                set: set.clone(),
+            },
+        ),
+        (
+            "split",
+            Command::Split {
+                claim,
+                config,
+                at: SLOTS - 1,
+            },
+        ),
+        (
+            "merge",
+            Command::Merge {
+                low: claim,
+                low_config: config,
+                high,
+                high_config: config,
+            },
+        ),
+        (
+            "except",
+            Command::Except {
+                claim,
+                config,
+                child: child("acme/cart/u-1"),
+            },
+        ),
         ("create", create("plain", ROOT, Needs::default())),
-        ("create-with-needs", create("picky", SupervisorId(2), needs())),
+        (
+            "create-with-needs",
+            create("picky", SupervisorId(2), needs()),
+        ),
         ("remove", Command::Remove { unit }),
         ("supervise-one-for-one", supervise(Strategy::OneForOne)),
         ("supervise-one-for-all", supervise(Strategy::OneForAll)),
@@ -79,14 +136,37 @@ pub fn entries() -> Vec<(&'static str, Entry)> {
         ("pardon", Command::Pardon { unit }),
         ("tick", Command::Tick),
         ("set-ttl", Command::SetTtl(Ttl::LAN)),
-        ("set-copies", Command::SetCopies { replicas: 5, min_copies: 2, by_operator: true }),
+        (
+            "set-copies",
+            Command::SetCopies {
+                replicas: 5,
+                min_copies: 2,
+                by_operator: true,
+            },
+        ),
         ("set-voters-joint", Command::SetVoters(joint.clone())),
         ("set-voters-settled", Command::SetVoters(joint.settled())),
-        ("drain", Command::Drain { node: NodeId(1), draining: true }),
-        ("move", Command::Move { unit, epoch: Epoch(3), to: NodeId(2) }),
+        (
+            "drain",
+            Command::Drain {
+                node: NodeId(1),
+                draining: true,
+            },
+        ),
+        (
+            "move",
+            Command::Move {
+                unit,
+                epoch: Epoch(3),
+                to: NodeId(2),
+            },
+        ),
         ("recover", Command::Recover { unit, set }),
     ];
-    commands.into_iter().map(|(name, command)| (name, entry(command))).collect()
+    commands
+        .into_iter()
+        .map(|(name, command)| (name, entry(command)))
+        .collect()
 }
 
 /// Directories: before the formation, just formed, and in the middle of everything.
@@ -109,7 +189,11 @@ pub fn busy() -> Directory {
         steps.apply(Command::Register(registration(node)));
     }
     steps.apply(Command::Register(witness()));
-    for strategy in [Strategy::OneForAll, Strategy::RestForOne, Strategy::OneForOne] {
+    for strategy in [
+        Strategy::OneForAll,
+        Strategy::RestForOne,
+        Strategy::OneForOne,
+    ] {
         steps.apply(supervise(strategy));
     }
     let below = Command::Supervise {
@@ -118,7 +202,15 @@ pub fn busy() -> Directory {
         policy: Policy::new(Strategy::OneForAll),
     };
     steps.apply(below);
-    for (name, supervisor) in [("a", 1), ("b", 1), ("c", 1), ("d", 2), ("e", 2), ("f", 3), ("g", 4)] {
+    for (name, supervisor) in [
+        ("a", 1),
+        ("b", 1),
+        ("c", 1),
+        ("d", 2),
+        ("e", 2),
+        ("f", 3),
+        ("g", 4),
+    ] {
         steps.apply(create(name, SupervisorId(supervisor), Needs::default()));
     }
     steps.apply(create("picky", SupervisorId(3), needs()));
@@ -126,44 +218,68 @@ pub fn busy() -> Directory {
 
     // The second shard is cut and one child of it excepted.
     let (claim, config) = steps.claim(UnitId(2));
-    steps.apply(Command::Split { claim, config, at: 6_000 });
+    steps.apply(Command::Split {
+        claim,
+        config,
+        at: 6_000,
+    });
     let (claim, config) = steps.claim(UnitId(2));
     let own = (0..)
         .map(|nth| child(&format!("acme/cart/u-{nth}")))
         .find(|child| steps.directory.unit(UnitId(2)).unwrap().scope.holds(child));
-    let own = Command::Except { claim, config, child: own.unwrap() };
+    let own = Command::Except {
+        claim,
+        config,
+        child: own.unwrap(),
+    };
     steps.apply(own);
-    steps.apply(Command::Move { unit: UnitId(3), epoch: Epoch(1), to: NodeId(2) });
+    steps.apply(Command::Move {
+        unit: UnitId(3),
+        epoch: Epoch(1),
+        to: NodeId(2),
+    });
 
     // Unit 8 ("d") brings three starts of node 4 down, with it at work.
+    steps.exit(UnitId(8), Exit::Shutdown);
+    steps.exit(UnitId(9), Exit::Shutdown);
     for _ in 0..3 {
-        steps.after(3_000);
-        steps.exit(UnitId(8), Exit::Shutdown);
         steps.after(3_000);
         steps.serve(4);
         let incarnation = steps.incarnation_of(4);
         let at_work = vec![UnitId(8)];
         let secret = secret_of(incarnation);
-        steps.apply(Command::DeathNote { incarnation, secret, at_work });
+        steps.apply(Command::DeathNote {
+            incarnation,
+            secret,
+            at_work,
+        });
         steps.restart(4);
+    }
+    // The youngest supervisor is asked for one restart too many.
+    for _ in 0..6 {
+        steps.exit(UnitId(11), Exit::Abnormal);
+        steps.after(2_000);
+        steps.serve(2);
     }
     // A child of the one-for-all group fails: the others are to stop. One of another's fails alone.
     steps.exit(UnitId(6), Exit::Abnormal);
     steps.exit(UnitId(10), Exit::Abnormal);
-    // The youngest supervisor is asked for one restart too many.
-    for _ in 0..6 {
-        steps.exit(UnitId(11), Exit::Abnormal);
-        steps.after(10_000);
-        steps.serve(2);
-    }
 
     let mut moved = registration(3);
     (moved.incarnation, moved.store) = (incarnation(399), StoreId(303));
     steps.apply(Command::Register(moved));
-    steps.apply(Command::Drain { node: NodeId(2), draining: true });
+    steps.apply(Command::Drain {
+        node: NodeId(2),
+        draining: true,
+    });
     let joint = steps.directory.voters().joint(stores(5));
     steps.apply(Command::SetVoters(joint));
-    steps.apply(Command::SetCopies { replicas: 3, min_copies: 2, by_operator: true });
+    steps.apply(Command::SetCopies {
+        replicas: 3,
+        min_copies: 2,
+        by_operator: true,
+    });
+    steps.apply(create("late", ROOT, Needs::default()));
     steps.directory
 }
 
@@ -186,7 +302,9 @@ impl Steps {
             random: self.at.wrapping_mul(0x9E37_79B9_7F4A_7C15),
             command,
         };
-        self.directory.handle(Time::ZERO, Event::Apply(id, entry)).unwrap();
+        self.directory
+            .handle(Time::ZERO, Event::Apply(id, entry))
+            .unwrap();
         while self.directory.poll_action().is_some() {}
     }
 
@@ -198,7 +316,11 @@ impl Steps {
     /// Whatever wants an owner gets this node, and serves there.
     fn serve(&mut self, node: u64) {
         let to = self.incarnation_of(node);
-        let wanted = self.directory.units().iter().filter(|(_, unit)| unit.wants_owner());
+        let wanted = self
+            .directory
+            .units()
+            .iter()
+            .filter(|(_, unit)| unit.wants_owner());
         let grants: Vec<Grant> = wanted
             .map(|(unit, entry)| Grant {
                 unit: *unit,
@@ -216,7 +338,10 @@ impl Steps {
     }
 
     fn exit(&mut self, unit: UnitId, exit: Exit) {
-        let owned = self.directory.unit(unit).is_some_and(|unit| unit.owner.is_some());
+        let owned = self
+            .directory
+            .unit(unit)
+            .is_some_and(|unit| unit.owner.is_some());
         if owned {
             let (claim, _) = self.claim(unit);
             self.apply(Command::Exited { claim, exit });
