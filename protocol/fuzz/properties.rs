@@ -5,28 +5,36 @@
 
 use std::fmt::Debug;
 
+use understudy_protocol::cluster::directory::{Command, Directory, Entry, Event, Formation, Grant};
+use understudy_protocol::id::{LogId, NodeId, StoreId, Term, UnitId};
+use understudy_protocol::machine::Machine;
+use understudy_protocol::time::{ClusterTime, Time};
 use understudy_protocol::wire::checksum;
 use understudy_protocol::wire::codec::{
-    DecodeError, Frame, FrameSplitter, Message, MessageType, decode_frame, decode_whole,
-    encode_frame,
+    DecodeError, Frame, FrameSplitter, Message, MessageType, decode_exact, decode_frame,
+    decode_whole, encode_frame,
 };
 use understudy_protocol::wire::envelope::{Envelope, Reply};
-use understudy_protocol::wire::heart::HeartMessage;
+use understudy_protocol::wire::heart::{HeartMessage, Ttl};
 use understudy_protocol::wire::record::Record;
 use understudy_protocol::wire::replica::{ReplicaAnswer, ReplicaRequest};
+use understudy_protocol::wire::step::{Base, Step};
 
 /// A property, by the name of its fuzz target.
 pub type Property = (&'static str, fn(&[u8]));
 
 /// Every target. Those named after a message take the payload of a frame, so that a fuzzer need
-/// not guess a checksum; `frame` and `stream` take raw bytes.
-pub const TARGETS: [Property; 8] = [
+/// not guess a checksum; `step` takes a record's body; `frame` and `stream` take raw bytes.
+pub const TARGETS: [Property; 11] = [
     ("heart", payload::<HeartMessage>),
     ("replica_request", payload::<ReplicaRequest>),
     ("replica_answer", payload::<ReplicaAnswer>),
     ("envelope", payload::<Envelope>),
     ("reply", payload::<Reply>),
     ("record", payload::<Record>),
+    ("step", step),
+    ("directory_command", directory_command),
+    ("directory_snapshot", directory_snapshot),
     ("frame", frame),
     ("stream", stream),
 ];
@@ -35,6 +43,91 @@ pub const TARGETS: [Property; 8] = [
 pub fn payload<T: Message + PartialEq + Debug>(bytes: &[u8]) {
     if let Ok(message) = decode_whole::<T>(&framed(T::TYPE.number(), T::TYPE.version(), bytes)) {
         comes_back(&message, bytes);
+    }
+}
+
+/// The bytes as the body of a record.
+pub fn step(bytes: &[u8]) {
+    if let Ok(step) = decode_exact::<Step>(bytes) {
+        assert_eq!(minicbor::to_vec(&step).expect("it was read"), bytes);
+    }
+    if let Ok(base) = decode_exact::<Base>(bytes) {
+        assert_eq!(minicbor::to_vec(&base).expect("it was read"), bytes);
+    }
+}
+
+/// An entry that is accepted is applied before and after the formation, and what comes of it is a
+/// directory that others accept.
+pub fn directory_command(bytes: &[u8]) {
+    payload::<Entry>(bytes);
+    let Ok(entry) = decode_whole::<Entry>(&framed(7, 1, bytes)) else {
+        return;
+    };
+    let mut fresh = Directory::default();
+    apply(&mut fresh, entry.clone());
+    assert_eq!(fresh.check(), Ok(()));
+    let mut formed = Directory::default();
+    apply(&mut formed, at(entry.at, Command::Form(formation())));
+    apply(&mut formed, entry.clone());
+    apply(&mut formed, entry);
+    assert_eq!(formed.check(), Ok(()));
+    comes_back_whole(&formed);
+}
+
+/// A snapshot that is accepted goes on: everything that is there may be granted, lost and expelled.
+pub fn directory_snapshot(bytes: &[u8]) {
+    payload::<Directory>(bytes);
+    let Ok(mut directory) = decode_whole::<Directory>(&framed(8, 1, bytes)) else {
+        return;
+    };
+    let _ = directory.facts();
+    let now = directory.clock();
+    apply(&mut directory, at(now, Command::Form(formation())));
+    let incarnations: Vec<_> = directory.incarnations().keys().copied().collect();
+    for unit in directory.units().keys().copied().collect::<Vec<UnitId>>() {
+        let Some(&to) = incarnations.first() else {
+            break;
+        };
+        let Some(entry) = directory.unit(unit) else {
+            continue;
+        };
+        let grant = Grant {
+            unit,
+            epoch: entry.epoch,
+            config: entry.config,
+            to,
+        };
+        let grants = vec![grant];
+        apply(&mut directory, at(now, Command::Grant { grants }));
+        apply(&mut directory, at(now, Command::Pardon { unit }));
+        apply(&mut directory, at(now, Command::Remove { unit }));
+    }
+    for incarnation in incarnations {
+        apply(&mut directory, at(now, Command::Expel { incarnation }));
+        apply(
+            &mut directory,
+            at(now, Command::PromisesOver { incarnation }),
+        );
+    }
+    let node = NodeId(1);
+    apply(
+        &mut directory,
+        at(
+            now,
+            Command::Drain {
+                node,
+                draining: true,
+            },
+        ),
+    );
+    let later = ClusterTime::from_millis(now.as_millis().saturating_add(60_000));
+    for _ in 0..3 {
+        apply(&mut directory, at(later, Command::Tick));
+    }
+    // A hostile clock may stand so near its end that a minute later is past it.
+    if later.as_millis() <= Time::MAX.as_millis() && directory.applied().index.0 < 1 << 62 {
+        assert_eq!(directory.check(), Ok(()));
+        comes_back_whole(&directory);
     }
 }
 
@@ -47,6 +140,8 @@ pub fn frame(bytes: &[u8]) {
     frame_as::<Envelope>(bytes, &mut read_as);
     frame_as::<Reply>(bytes, &mut read_as);
     frame_as::<Record>(bytes, &mut read_as);
+    frame_as::<Entry>(bytes, &mut read_as);
+    frame_as::<Directory>(bytes, &mut read_as);
     assert!(read_as.len() <= 1, "one frame, read as {read_as:?}");
 }
 
@@ -100,6 +195,44 @@ fn comes_back<T: Message + PartialEq + Debug>(message: &T, payload: &[u8]) {
     }
 }
 
+fn at(at: ClusterTime, command: Command) -> Entry {
+    Entry {
+        at,
+        random: 7,
+        command,
+    }
+}
+
+fn apply(directory: &mut Directory, entry: Entry) {
+    let index = directory.applied().index.next();
+    let term = Term(1);
+    let next = Event::Apply(LogId { term, index }, entry);
+    directory
+        .handle(Time::ZERO, next)
+        .expect("it is the next entry");
+    while directory.poll_action().is_some() {}
+    let _ = directory.next_deadline();
+}
+
+fn formation() -> Formation {
+    Formation {
+        voters: [StoreId(1)].into(),
+        ttl: Ttl::DEFAULT,
+        replicas: 1,
+        min_copies: 1,
+        shards: 2,
+        set: [StoreId(1)].into(),
+    }
+}
+
+/// A directory of our own making is read as it is, indexes and all.
+fn comes_back_whole(directory: &Directory) {
+    let mut frame = Vec::new();
+    encode_frame(directory, &mut frame).expect("it holds what it promises");
+    let again = decode_whole::<Directory>(&frame).expect("our own frame is accepted");
+    assert_eq!(again, *directory);
+}
+
 type Frames = Vec<(Result<MessageType, DecodeError>, Vec<String>)>;
 
 fn frames_of_slice(mut bytes: &[u8]) -> (Frames, Option<DecodeError>) {
@@ -141,6 +274,7 @@ fn described(frame: &Frame<'_>) -> (Result<MessageType, DecodeError>, Vec<String
         format!("{:?}", frame.decode::<ReplicaRequest>()),
         format!("{:?}", frame.decode::<Envelope>()),
         format!("{:?}", frame.decode::<Record>()),
+        format!("{:?}", frame.decode::<Entry>()),
     ];
     (frame.kind(), messages)
 }

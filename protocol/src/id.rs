@@ -18,6 +18,10 @@ pub const SLOTS: u16 = 16_384;
 /// beside a tenant's name, short enough that an index of 256 children fits one 64 KiB message.
 pub const CHILD_ID_BYTES_MAX: usize = 192;
 
+/// The highest count that is read. A billion steps a second take three centuries to reach it, and as
+/// many again lie between it and the end of the numbers: so no stored byte makes `next` overflow.
+pub const COUNTER_MAX: u64 = 1 << 63;
+
 macro_rules! random_id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
@@ -42,7 +46,7 @@ macro_rules! random_id {
 macro_rules! counter {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+        #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode)]
         #[cbor(transparent)]
         pub struct $name(#[n(0)] pub u64);
 
@@ -54,6 +58,15 @@ macro_rules! counter {
             #[must_use]
             pub const fn next(self) -> $name {
                 $name(self.0 + 1)
+            }
+        }
+
+        impl<'b, C> Decode<'b, C> for $name {
+            fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, DecodeError> {
+                match d.u64()? {
+                    count @ 0..=COUNTER_MAX => Ok($name(count)),
+                    _ => Err(DecodeError::message("a count that nothing could have reached")),
+                }
             }
         }
 
@@ -362,5 +375,37 @@ impl<C> Encode<C> for ChildId {
 impl<'b, C> Decode<'b, C> for ChildId {
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, DecodeError> {
         ChildId::parse(d.str()?).map_err(|_| DecodeError::message("not a child id"))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn check<T>(counter: impl Fn(u64) -> T, next: impl Fn(T) -> T)
+    where
+        T: Copy + PartialEq + fmt::Debug + Encode<()> + for<'b> Decode<'b, ()>,
+    {
+        for count in [0, 1, COUNTER_MAX - 1, COUNTER_MAX] {
+            let bytes = minicbor::to_vec(counter(count)).unwrap();
+            let read: T = minicbor::decode(&bytes).unwrap();
+            assert_eq!(read, counter(count));
+            assert_eq!(next(read), counter(count + 1));
+        }
+        for count in [COUNTER_MAX + 1, u64::MAX] {
+            let bytes = minicbor::to_vec(count).unwrap();
+            assert!(minicbor::decode::<T>(&bytes).is_err(), "{count}");
+        }
+    }
+
+    #[test]
+    fn no_counter_that_is_read_can_overflow() {
+        check(Epoch, Epoch::next);
+        check(ConfigVersion, ConfigVersion::next);
+        check(Seq, Seq::next);
+        check(LogIndex, LogIndex::next);
+        check(Term, Term::next);
+        check(VotersVersion, VotersVersion::next);
     }
 }

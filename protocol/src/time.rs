@@ -102,3 +102,22 @@ impl Add<Duration> for ClusterTime {
 fn nanos(span: Duration) -> u64 {
     span.as_nanos().min(u128::from(u64::MAX)) as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_instant_and_no_span_overflow() {
+        assert_eq!(Time::MAX + Duration::MAX, Time::MAX);
+        assert_eq!(Time::ZERO - Duration::MAX, Time::ZERO);
+        assert_eq!(Time::from_millis(u64::MAX), Time::MAX);
+        assert_eq!(Time::ZERO.since(Time::MAX), Duration::ZERO);
+
+        let last = ClusterTime::from_millis(u64::MAX);
+        assert_eq!(last + Duration::MAX, last);
+        assert_eq!(ClusterTime::ZERO + Duration::MAX, last);
+        assert_eq!(ClusterTime::ZERO.since(last), Duration::ZERO);
+        assert_eq!(last.since(ClusterTime::ZERO).as_millis(), u64::MAX.into());
+    }
+}

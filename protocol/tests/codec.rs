@@ -14,7 +14,8 @@ use samples::{
     answer, append, chain, child, death_note, envelope, page, records, reply, request, sighted,
     slots,
 };
-use understudy_protocol::id::Seq;
+use understudy_protocol::cluster::directory::{Directory, Entry};
+use understudy_protocol::id::{COUNTER_MAX, Seq};
 use understudy_protocol::wire::codec::{
     CALL_BODY_BYTES_MAX, CALL_FRAME_BYTES_MAX, DecodeError, EncodeError, Frame, FrameSplitter,
     HEADER_BYTES, HEART_FRAME_BYTES_MAX, Message, MessageType, RECORD_FRAME_BYTES_MAX,
@@ -75,6 +76,8 @@ fn a_frame_never_decodes_as_another_type() {
             decode_whole::<Envelope>(&sample.frame).err(),
             decode_whole::<Reply>(&sample.frame).err(),
             decode_whole::<Record>(&sample.frame).err(),
+            decode_whole::<Entry>(&sample.frame).err(),
+            decode_whole::<Directory>(&sample.frame).err(),
         ];
         for (expected, error) in MessageType::ALL.into_iter().zip(read_as) {
             let wrong = DecodeError::WrongType {
@@ -243,7 +246,7 @@ fn messages_at_their_limits_fit_their_frames() {
     assert!(frame_of(&call).len() <= CALL_FRAME_BYTES_MAX);
     fits(&reply(Outcome::Answered {
         body,
-        reflects: Seq(u64::MAX),
+        reflects: Seq(COUNTER_MAX),
     }));
 }
 
@@ -395,8 +398,8 @@ fn an_append_of_the_records_that_fit_always_fits_its_frame() {
         assert_eq!(fitting, whole, "bodies of {body} bytes");
         let mut message = append(records[..fitting].to_vec());
         message.child = cart;
-        message.adopted = Seq(u64::MAX);
-        message.keep_from = Seq(u64::MAX);
+        message.adopted = Seq(COUNTER_MAX);
+        message.keep_from = Seq(COUNTER_MAX);
         fits(&request(Ask::Append(message)));
     }
     assert_eq!(records_that_fit([]), 0);

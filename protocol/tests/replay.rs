@@ -10,7 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use properties::{TARGETS, frame, stream};
-use understudy_protocol::wire::codec::HEADER_BYTES;
+use understudy_protocol::wire::codec::{HEADER_BYTES, decode_whole};
+use understudy_protocol::wire::record::Record;
 
 /// Mutations of each input: enough that every byte of a small frame is hit in most runs, few
 /// enough for a second in a debug build.
@@ -81,6 +82,9 @@ fn on_all(bytes: &[u8]) {
         if !["frame", "stream"].contains(&target) {
             property(body);
         }
+    }
+    if let Ok(record) = decode_whole::<Record>(bytes) {
+        properties::step(&record.body);
     }
 }
 

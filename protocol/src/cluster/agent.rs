@@ -34,10 +34,11 @@ use crate::machine::Machine;
 use crate::rules::{Rule, keeps};
 use crate::supervision::{self, Exit, Intensity, Policy, RestartType, Strategy, Supervisor};
 use crate::time::Time;
+use crate::wire::codec::{DecodeError, decode_exact};
 use crate::wire::envelope::{CallId, Envelope, Outcome, Reply, Route};
 use crate::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind};
 use crate::wire::replica::{CHAIN_RECORDS_MAX, ReplicaAnswer, ReplicaRequest, Scope};
-use crate::wire::step::{Base, Remembered, Step};
+use crate::wire::step::{Base, CALLS_MAX, Remembered, Step};
 
 /// One node's units and their children.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -213,6 +214,9 @@ pub enum Refused {
     /// The slots or the child do not fit the unit.
     #[error("the slots or the child do not fit the unit")]
     BadReshape,
+    /// The child remembers more calls than a base holds; the oldest are forgotten with time.
+    #[error("the child remembers too many calls for a base")]
+    Full,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -479,35 +483,20 @@ impl Agent {
             self.drop_hosts_named(&child);
             return;
         }
-        host.state = State::Starting;
         host.calls = Calls::default();
-        let mut base = None;
-        let mut steps = Vec::new();
-        for record in records {
-            match record.kind {
-                RecordKind::Snapshot => {
-                    let Ok(read) = minicbor::decode::<Base>(&record.body) else {
-                        continue;
-                    };
-                    host.calls = Calls::default();
-                    for call in read.calls {
-                        let seq = call.seq.unwrap_or(record.seq);
-                        host.calls.remember(now, call, seq, kept);
-                    }
-                    base = Some(read.state);
-                    steps.clear();
-                }
-                RecordKind::Delta => {
-                    let Ok(read) = minicbor::decode::<Step>(&record.body) else {
-                        continue;
-                    };
-                    if let Some(call) = read.call {
-                        host.calls.remember(now, call, record.seq, kept);
-                    }
-                    steps.push(read.effect);
-                }
+        let Ok((base, steps)) = read_bodies(now, kept, &records, &mut host.calls) else {
+            // Going on without a part of its history would be another child's history.
+            let unit = host.unit;
+            for waiting in core::mem::take(&mut host.mailbox) {
+                self.reply(waiting.envelope.call, Outcome::Unavailable);
             }
-        }
+            self.drop_hosts_named(&child);
+            if self.owners.get(&unit).is_some_and(is_dedicated) {
+                self.leave(now, unit, Leaving::Exit(Exit::Abnormal));
+            }
+            return;
+        };
+        host.state = State::Starting;
         self.actions.push_back(Action::Start { child, base, steps });
     }
 
@@ -692,7 +681,7 @@ impl Agent {
             .remember(now, call, owner.tail(&child), self.settings.key_kept);
         if let Some(state) = state {
             let body = encoded(&Base {
-                calls: host.calls.remembered(),
+                calls: host.calls.remembered(now),
                 state,
             });
             let kind = RecordKind::Snapshot;
@@ -806,10 +795,11 @@ impl Agent {
         let host = host.ok_or(Refused::NotExpected)?;
         let owner = self.owners.get_mut(&host.unit).ok_or(Refused::NotServed)?;
         // E4: a new record, with the calls remembered now and not those of then.
-        let body = encoded(&Base {
-            calls: host.calls.remembered(),
-            state,
-        });
+        let calls = host.calls.remembered(now);
+        if calls.len() > CALLS_MAX {
+            return Err(Refused::Full);
+        }
+        let body = encoded(&Base { calls, state });
         let (kind, schema) = (RecordKind::Snapshot, SCHEMA);
         let write = OwnerEvent::Write {
             child: child.clone(),
@@ -1215,6 +1205,39 @@ fn follows(low: &Owner, high: &Owner) -> bool {
     }
 }
 
+/// The child's last base and the steps after it, and every call that they remember.
+fn read_bodies(
+    now: Time,
+    kept: Duration,
+    records: &[Record],
+    calls: &mut Calls,
+) -> Result<(Option<Bytes>, Vec<Bytes>), DecodeError> {
+    let mut base = None;
+    let mut steps = Vec::new();
+    for record in records {
+        match record.kind {
+            RecordKind::Snapshot => {
+                let read: Base = decode_exact(&record.body)?;
+                *calls = Calls::default();
+                for call in read.calls {
+                    let seq = call.seq.unwrap_or(record.seq);
+                    calls.remember(now, call, seq, kept);
+                }
+                base = Some(read.state);
+                steps.clear();
+            }
+            RecordKind::Delta => {
+                let read: Step = decode_exact(&record.body)?;
+                if let Some(call) = read.call {
+                    calls.remember(now, call, record.seq, kept);
+                }
+                steps.push(read.effect);
+            }
+        }
+    }
+    Ok((base, steps))
+}
+
 fn encoded<T: minicbor::Encode<()>>(body: &T) -> Bytes {
     Bytes::from(minicbor::to_vec(body).expect("encoding into memory does not fail"))
 }
@@ -1247,3 +1270,75 @@ const RECORDS_PER_CALL: usize = 2;
 
 /// The version of the bodies in [`crate::wire::step`].
 const SCHEMA: u16 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{ConfigVersion, Epoch};
+    use crate::wire::envelope::CallKey;
+
+    fn remembered(number: u64) -> Remembered {
+        let gateway = IncarnationId(1);
+        Remembered {
+            key: CallKey::Internal { gateway, number },
+            request_hash: 7,
+            answer: Bytes::new(),
+            seq: None,
+        }
+    }
+
+    fn base(calls: usize) -> Bytes {
+        encoded(&Base {
+            calls: (0..calls as u64).map(remembered).collect(),
+            state: Bytes::from_static(b"state"),
+        })
+    }
+
+    fn step() -> Bytes {
+        encoded(&Step {
+            call: Some(remembered(9_999)),
+            effect: Bytes::from_static(b"effect"),
+        })
+    }
+
+    /// How many steps and calls are read from a base and a step.
+    fn check(base: Bytes, step: Bytes, expected: Result<(usize, usize), DecodeError>) {
+        let child = ChildId::parse("t/k/c").expect("a child id");
+        let mut prev = Head::NONE;
+        let records =
+            [(RecordKind::Snapshot, base), (RecordKind::Delta, step)].map(|(kind, body)| {
+                let (epoch, config) = (Epoch(1), ConfigVersion(1));
+                let record =
+                    Record::chained(child.clone(), epoch, config, prev, kind, SCHEMA, body);
+                prev = record.head();
+                record
+            });
+        let mut calls = Calls::default();
+        let read = read_bodies(Time::ZERO, Duration::from_secs(1), &records, &mut calls);
+        let read = read.map(|(base, steps)| {
+            assert_eq!(base, Some(Bytes::from_static(b"state")));
+            (steps.len(), calls.len())
+        });
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_body_that_is_not_read_exactly_ends_the_reading_and_is_never_passed_over() {
+        check(base(2), step(), Ok((1, 3)));
+        check(base(CALLS_MAX), step(), Ok((1, CALLS_MAX + 1)));
+        let range = DecodeError::Malformed("a value is out of its range");
+        check(base(CALLS_MAX + 1), step(), Err(range));
+        let cut = DecodeError::Malformed("ends inside a value");
+        check(base(2), Bytes::new(), Err(cut));
+        check(base(2).slice(1..), step(), Err(DecodeError::TrailingBytes));
+        let mut added = step().to_vec();
+        added[0] += 1; // an array of three
+        added.push(1);
+        check(base(2), Bytes::from(added), Err(DecodeError::NotExact));
+        let mut key = remembered(1);
+        key.key = CallKey::Client("k".repeat(65));
+        let call = Some(key);
+        let effect = Bytes::new();
+        check(base(0), encoded(&Step { call, effect }), Err(range));
+    }
+}

@@ -14,6 +14,7 @@ use crate::id::{IncarnationId, Seq};
 use crate::rules::{Rule, keeps};
 use crate::time::Time;
 use crate::wire::envelope::CallKey;
+pub use crate::wire::step::CALLS_MAX;
 use crate::wire::step::Remembered;
 
 /// The calls that one child remembers.
@@ -124,7 +125,8 @@ impl Calls {
     }
 
     /// Every remembered call, for a snapshot.
-    pub fn remembered(&self) -> Vec<Remembered> {
+    pub fn remembered(&mut self, now: Time) -> Vec<Remembered> {
+        self.expire(now);
         let call = |(key, known): (&CallKey, &Known)| Remembered {
             key: key.clone(),
             request_hash: known.request_hash,
@@ -134,7 +136,8 @@ impl Calls {
         self.known.iter().map(call).collect()
     }
 
-    /// How many calls are remembered; at most [`CALLS_MAX`].
+    /// How many calls are remembered. At most [`CALLS_MAX`] and, after a takeover, one for each step
+    /// above the base: all are kept for their time anew.
     pub fn len(&self) -> usize {
         self.known.len()
     }
@@ -180,9 +183,6 @@ fn bytes_of(key: &CallKey, answer: &Bytes) -> usize {
 /// For how long a client's key is kept, counted anew after a takeover: longer than any client of
 /// ours goes on retrying.
 pub const KEY_KEPT: Duration = Duration::from_secs(600);
-
-/// Calls that one child remembers.
-pub const CALLS_MAX: usize = 512;
 
 /// What they may take in a snapshot, in bytes: half a record. The other half is the child's.
 pub const CALLS_BYTES_MAX: usize = 32 * 1024;
@@ -304,7 +304,7 @@ mod tests {
         let mut calls = Calls::default();
         calls.remember(at(0), call(key("a"), 1), Seq(4), KEY_KEPT);
         let mut again = Calls::default();
-        for call in calls.remembered() {
+        for call in calls.remembered(at(0)) {
             let seq = call.seq.expect("a remembered call names its record");
             again.remember(at(100), call, seq, KEY_KEPT);
         }

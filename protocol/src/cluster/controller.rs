@@ -20,6 +20,7 @@ use core::time::Duration;
 
 use super::directory::{self, Command, Directory, Entry, GRANTS_MAX, Grant};
 use super::placement;
+use super::voters::VOTERS_MAX;
 use crate::id::{IncarnationId, LogId, LogIndex, StoreId, UnitId, VotersVersion};
 use crate::machine::Machine;
 use crate::rules::{Rule, keeps};
@@ -358,6 +359,7 @@ impl Controller {
                 .values()
                 .filter(|node| node.votes)
                 .map(|node| node.store)
+                .take(VOTERS_MAX)
                 .collect();
             // All of them must be known: a cluster that is being formed has voters that have yet to
             // register.
@@ -661,7 +663,7 @@ impl Machine for Controller {
             Event::Apply(id, entry) => self.applied(now, directory::Event::Apply(id, entry))?,
             Event::Skip(id) => self.applied(now, directory::Event::Skip(id))?,
             Event::Install(directory) => {
-                self.directory = directory.restored();
+                self.directory = directory;
                 self.clock_moved = now;
                 self.actions.push_back(Action::Membership);
                 let units = self.directory.units().keys().copied().collect();

@@ -110,6 +110,10 @@ impl Voters {
     }
 }
 
+/// Stores in one list. Every node asks every voter for its promise, so a handful serves; this is as
+/// many as a cluster has nodes.
+pub const VOTERS_MAX: usize = 1_024;
+
 #[cfg(test)]
 mod tests {
     use super::*;

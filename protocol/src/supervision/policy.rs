@@ -35,6 +35,12 @@ impl Policy {
             backoff: Backoff::DEFAULT,
         }
     }
+
+    /// Whether no span is above [`SPAN_MAX`].
+    pub fn is_within_limits(&self) -> bool {
+        let spans = [self.intensity.window, self.backoff.first, self.backoff.max];
+        spans.iter().all(|span| *span <= SPAN_MAX)
+    }
 }
 
 /// Who restarts with a child that failed.
@@ -146,6 +152,11 @@ impl RestartHistory {
         within
     }
 
+    /// Whether [`RestartHistory::allows_one_more`] could have left it like this.
+    pub(super) fn fits(&self, intensity: Intensity) -> bool {
+        self.0.len() <= usize::from(intensity.restarts) + 1 && self.0.iter().is_sorted()
+    }
+
     /// How many restarts lie within `window` before `now`.
     pub fn within(&self, now: ClusterTime, window: Duration) -> usize {
         self.0.iter().filter(|at| now.since(**at) <= window).count()
@@ -181,6 +192,10 @@ impl Backoff {
         jittered(Duration::from_millis(span), random)
     }
 }
+
+/// The longest window and the longest backoff: whatever waits longer than a year has been given up,
+/// and so far from the end of the numbers no sum of spans gets there.
+pub const SPAN_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Between half of `span` and all of it ("equal jitter"): those who failed together come back
 /// apart, and yet no one comes back at once. `random` is uniform over all 64 bits.

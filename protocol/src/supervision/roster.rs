@@ -13,6 +13,7 @@ use minicbor::{Decode, Encode};
 
 use super::child::{Child, Phase};
 use super::policy::RestartType;
+use super::strikes::STRIKES_MAX;
 use crate::time::ClusterTime;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Encode)]
@@ -167,6 +168,9 @@ impl<'b, C, K: Clone + Ord + Decode<'b, C>> Decode<'b, C> for Roster<K> {
                 return Err(DecodeError::message(
                     "every child has its own place in the start order",
                 ));
+            }
+            if child.strikes.count() > STRIKES_MAX {
+                return Err(DecodeError::message("a child has at most three strikes"));
             }
             roster.index(child);
         }

@@ -529,6 +529,36 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
     }
 }
 
+impl<K: Clone + Ord> Supervisor<K> {
+    /// What holds between two events, for a supervisor from outside; says what does not.
+    fn check(&self) -> Result<(), &'static str> {
+        if !self.policy.is_within_limits() || !self.history.fits(self.policy.intensity) {
+            return Err("a supervisor's policy and history are within their limits");
+        }
+        if self.roster.len() > CHILDREN_MAX {
+            return Err("a supervisor has at most 100,000 children");
+        }
+        // Nothing in a group, and nothing under a supervisor that is not up, runs or is to start
+        // alone.
+        let grouped = |child: &Child| self.group.is_some_and(|group| group.from <= child.order);
+        let is_up = matches!(self.mode, Mode::Up);
+        let held = |child: &Child| !is_up || grouped(child);
+        let goes_on = |child: &Child| match child.phase {
+            Phase::Starting | Phase::Running { .. } | Phase::Waiting { .. } => true,
+            Phase::Stopped | Phase::Stopping { .. } | Phase::Quarantined => false,
+        };
+        let mut children = self.roster.in_order(..).map(|(_, child)| child);
+        if children.any(|child| held(child) && goes_on(child)) || !is_up && self.group.is_some() {
+            return Err("a group and a supervisor that goes down hold their children down");
+        }
+        let stopping = self.roster.anyone_stopping();
+        if !is_up && matches!(self.mode, Mode::GoingDown { .. }) != stopping {
+            return Err("a supervisor is down when its last child is");
+        }
+        Ok(())
+    }
+}
+
 /// By hand, because the derived one would ask for a default name of a child.
 impl<'b, C, K: Clone + Ord + Debug + Decode<'b, C>> Decode<'b, C> for Supervisor<K> {
     fn decode(d: &mut Decoder<'b>, ctx: &mut C) -> Result<Self, DecodeError> {
@@ -552,13 +582,15 @@ impl<'b, C, K: Clone + Ord + Debug + Decode<'b, C>> Decode<'b, C> for Supervisor
             group,
             history,
         } = Stored::decode(d, ctx)?;
-        Ok(Supervisor {
+        let supervisor = Supervisor {
             policy,
             roster,
             mode,
             group,
             history,
             actions: VecDeque::new(),
-        })
+        };
+        supervisor.check().map_err(DecodeError::message)?;
+        Ok(supervisor)
     }
 }

@@ -59,6 +59,7 @@ mod check;
 mod shape;
 mod splitter;
 
+pub(crate) use check::{holds, scope_holds};
 pub(crate) use shape::exact;
 pub use splitter::FrameSplitter;
 
@@ -148,6 +149,10 @@ pub trait Message: Encode<()> + for<'b> Decode<'b, ()> {
 /// Why a message was not framed. The buffer is as it was before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
+    /// The message breaks [`Message::check`], and its type is exact: every reader would refuse it,
+    /// and from a log or a store nobody could take it back.
+    #[error("invalid: {0}")]
+    Invalid(&'static str),
     /// The frame would be longer than its type allows: every reader would refuse it. Split the
     /// message (see [`records_that_fit`]) or tell its author that it is too large.
     #[error("a {kind:?} frame of {length} bytes is above its limit of {limit}")]
@@ -247,8 +252,12 @@ impl DecodeError {
 ///
 /// # Panics
 ///
-/// In debug builds, when `message` breaks its own [`Message::check`]: every reader would refuse it.
+/// In debug builds, when a `message` of a tolerant type breaks its own [`Message::check`]: every
+/// reader would refuse it. One of an exact type is refused in any build.
 pub fn encode_frame<T: Message>(message: &T, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    if T::TYPE.is_exact() {
+        message.check().map_err(EncodeError::Invalid)?;
+    }
     debug_assert_eq!(message.check(), Ok(()), "no reader would take this");
     let start = out.len();
     out.extend_from_slice(&MAGIC);

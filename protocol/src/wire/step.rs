@@ -8,9 +8,10 @@
 use alloc::vec::Vec;
 
 use bytes::Bytes;
+use minicbor::decode::{Decoder, Error as DecodeError};
 use minicbor::{Decode, Encode};
 
-use super::envelope::CallKey;
+use super::envelope::{CallKey, KEY_BYTES_MAX};
 use crate::id::Seq;
 
 /// The body of a delta.
@@ -27,8 +28,8 @@ pub struct Step {
 /// The body of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Base {
-    /// Every call that is remembered.
-    #[n(0)]
+    /// Every call that is remembered; at most [`CALLS_MAX`].
+    #[cbor(n(0), decode_with = "decode_calls")]
     pub calls: Vec<Remembered>,
     /// The child's bytes.
     #[cbor(n(1), with = "crate::wire::cbor_bytes")]
@@ -39,7 +40,7 @@ pub struct Base {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Remembered {
     /// What makes a retry the same call.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "decode_key")]
     pub key: CallKey,
     /// The same key with another body is a conflict.
     #[n(1)]
@@ -50,4 +51,25 @@ pub struct Remembered {
     /// The record of the effect; none in the body of that record itself.
     #[n(3)]
     pub seq: Option<Seq>,
+}
+
+/// Calls that one child remembers. With small answers a snapshot that holds them all stays within a
+/// record's 64 KiB.
+pub const CALLS_MAX: usize = 512;
+
+fn decode_calls<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<Vec<Remembered>, DecodeError> {
+    let calls: Vec<Remembered> = d.decode_with(ctx)?;
+    if calls.len() > CALLS_MAX {
+        return Err(DecodeError::message("a child remembers at most 512 calls"));
+    }
+    Ok(calls)
+}
+
+fn decode_key<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<CallKey, DecodeError> {
+    match d.decode_with(ctx)? {
+        CallKey::Client(key) if key.len() > KEY_BYTES_MAX => {
+            Err(DecodeError::message("a key has at most 64 bytes"))
+        }
+        key => Ok(key),
+    }
 }

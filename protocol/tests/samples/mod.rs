@@ -1,14 +1,19 @@
 //! One value of everything that crosses a wire, small and at its limits; the tests of frames share
 //! them. Adding is free. Changing one changes what the golden files hold, and so fails.
 
+pub mod directory;
+
 use std::fmt::Debug;
 
 use bytes::Bytes;
+use minicbor::{Decode, Encode};
 use understudy_protocol::id::{
-    CHILD_ID_BYTES_MAX, ChildId, ConfigVersion, Epoch, IncarnationId, LogId, LogIndex, NodeId, Seq,
-    SlotRange, StoreId, Term, UnitId, VotersVersion,
+    CHILD_ID_BYTES_MAX, COUNTER_MAX, ChildId, ConfigVersion, Epoch, IncarnationId, LogId, LogIndex,
+    NodeId, Seq, SlotRange, StoreId, Term, UnitId, VotersVersion,
 };
-use understudy_protocol::wire::codec::{Message, MessageType, decode_whole, encode_frame};
+use understudy_protocol::wire::codec::{
+    Message, MessageType, decode_exact, decode_whole, encode_frame,
+};
 use understudy_protocol::wire::envelope::{
     CallId, CallKey, Envelope, KEY_BYTES_MAX, Outcome, Reply, Route,
 };
@@ -20,6 +25,7 @@ use understudy_protocol::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind
 use understudy_protocol::wire::replica::{
     Append, Ask, EXCEPTIONS_MAX, INDEX_PAGE, Indexed, ReplicaAnswer, ReplicaRequest, Said, Scope,
 };
+use understudy_protocol::wire::step::{Base, CALLS_MAX, Remembered, Step};
 
 /// A message as a frame, with what its type makes of bytes.
 pub struct Sample {
@@ -41,6 +47,18 @@ pub fn all() -> Vec<Sample> {
     calls(&mut samples);
     for (name, record) in records() {
         add(&mut samples, name, record);
+    }
+    for (name, body) in steps() {
+        add_body(&mut samples, name, RecordKind::Delta, body);
+    }
+    for (name, body) in bases() {
+        add_body(&mut samples, name, RecordKind::Snapshot, body);
+    }
+    for (name, entry) in directory::entries() {
+        add(&mut samples, &format!("command-{name}"), entry);
+    }
+    for (name, snapshot) in directory::snapshots() {
+        add(&mut samples, &format!("snapshot-{name}"), snapshot);
     }
     samples
 }
@@ -162,12 +180,12 @@ pub fn append(records: Vec<Record>) -> Append {
 pub fn sighted(count: usize) -> Sighting {
     Sighting {
         voter: StoreId(u64::MAX),
-        voters: VotersVersion(u64::MAX),
+        voters: VotersVersion(COUNTER_MAX),
         sighted: (0..count as u64)
             .map(|n| Sighted {
                 incarnation: IncarnationId(u64::MAX - n),
                 promised: n % 2 == 0,
-                applied: LogIndex(u64::MAX - n),
+                applied: LogIndex(COUNTER_MAX - n),
             })
             .collect(),
     }
@@ -193,8 +211,8 @@ pub fn page(children: usize) -> Vec<Indexed> {
         .map(|n| Indexed {
             child: long_child(n),
             tail: Head {
-                epoch: Epoch(u64::MAX),
-                seq: Seq(u64::MAX),
+                epoch: Epoch(COUNTER_MAX),
+                seq: Seq(COUNTER_MAX),
                 checksum: u32::MAX,
             },
             damaged: n % 2 == 1,
@@ -209,11 +227,11 @@ pub fn records() -> Vec<(&'static str, Record)> {
     let base = chain.pop().unwrap();
     let largest = Record::chained(
         long_child(0),
-        Epoch(u64::MAX),
-        ConfigVersion(u64::MAX),
+        Epoch(COUNTER_MAX),
+        ConfigVersion(COUNTER_MAX),
         Head {
-            epoch: Epoch(u64::MAX),
-            seq: Seq(u64::MAX - 1),
+            epoch: Epoch(COUNTER_MAX),
+            seq: Seq(COUNTER_MAX - 1),
             checksum: u32::MAX,
         },
         RecordKind::Delta,
@@ -237,6 +255,50 @@ pub fn records() -> Vec<(&'static str, Record)> {
     ]
 }
 
+pub fn remembered(key: CallKey, seq: Option<Seq>) -> Remembered {
+    Remembered {
+        key,
+        request_hash: 0x0123_4567_89AB_CDEF,
+        answer: Bytes::from_static(b"ok"),
+        seq,
+    }
+}
+
+pub fn steps() -> Vec<(&'static str, Step)> {
+    let effect = Bytes::from_static(b"+1");
+    let client = CallKey::Client("key".to_owned());
+    let step = |key: Option<CallKey>| Step {
+        call: key.map(|key| remembered(key, None)),
+        effect: effect.clone(),
+    };
+    vec![
+        ("step-by-itself", step(None)),
+        ("step-of-a-client", step(Some(client))),
+        ("step-of-a-gateway", step(Some(internal(7)))),
+    ]
+}
+
+pub fn bases() -> Vec<(&'static str, Base)> {
+    let base = |calls: usize| Base {
+        calls: (0..calls as u64)
+            .map(|nth| remembered(internal(nth), Some(Seq(nth + 1))))
+            .collect(),
+        state: Bytes::from_static(b"1"),
+    };
+    vec![
+        ("base-empty", base(0)),
+        ("base-two-calls", base(2)),
+        ("base-most-calls", base(CALLS_MAX)),
+    ]
+}
+
+pub fn internal(number: u64) -> CallKey {
+    CallKey::Internal {
+        gateway: IncarnationId(9),
+        number,
+    }
+}
+
 fn hearts(samples: &mut Vec<Sample>) {
     add(samples, "heart-renewal", HeartMessage::Renewal(renewal()));
     let largest = Renewal {
@@ -244,8 +306,8 @@ fn hearts(samples: &mut Vec<Sample>) {
         incarnation: IncarnationId(u64::MAX),
         round: u64::MAX,
         ttl: Ttl::from_millis(u32::MAX),
-        voters: VotersVersion(u64::MAX),
-        applied: LogIndex(u64::MAX),
+        voters: VotersVersion(COUNTER_MAX),
+        applied: LogIndex(COUNTER_MAX),
     };
     add(
         samples,
@@ -393,7 +455,7 @@ fn answers(samples: &mut Vec<Sample>) {
             records: chain(&cart, 2, 5),
         },
     );
-    said("promised", Said::Promised(Epoch(u64::MAX)));
+    said("promised", Said::Promised(Epoch(COUNTER_MAX)));
     said("unsealed", Said::Unsealed);
     said("damaged", Said::Damaged { child: cart });
     said("confirmed", Said::Confirmed);
@@ -455,5 +517,33 @@ fn add<T: Message + PartialEq + Debug + 'static>(samples: &mut Vec<Sample>, name
         kind: T::TYPE,
         frame,
         reads_back: Box::new(move |bytes| decode_whole::<T>(bytes).as_ref() == Ok(&value)),
+    });
+}
+
+/// A record's body, in its record.
+fn add_body<T>(samples: &mut Vec<Sample>, name: &str, kind: RecordKind, body: T)
+where
+    T: Encode<()> + for<'b> Decode<'b, ()> + PartialEq + 'static,
+{
+    let record = Record::chained(
+        child("acme/cart/u-1"),
+        Epoch(3),
+        ConfigVersion(2),
+        Head::NONE,
+        kind,
+        1,
+        minicbor::to_vec(&body).unwrap().into(),
+    );
+    let mut frame = Vec::new();
+    encode_frame(&record, &mut frame).unwrap();
+    let reads_back = move |bytes: &[u8]| {
+        decode_whole::<Record>(bytes)
+            .is_ok_and(|record| decode_exact::<T>(&record.body).is_ok_and(|read| read == body))
+    };
+    samples.push(Sample {
+        name: name.to_owned(),
+        kind: MessageType::Record,
+        frame,
+        reads_back: Box::new(reads_back),
     });
 }

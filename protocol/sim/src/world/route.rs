@@ -399,7 +399,6 @@ impl World {
             raft::Action::InstallSnapshot { data, .. } => {
                 let directory: Directory =
                     minicbor::decode(&data).expect("a snapshot is what was encoded");
-                let directory = directory.restored();
                 self.judge.coverage.reach(Path::SnapshotInstalled);
                 let Some(process) = &mut self.nodes[node].process else {
                     return;

@@ -352,6 +352,21 @@ pub struct Claim {
 /// Grants in one entry: with 40 bytes each it stays under a megabyte.
 pub const GRANTS_MAX: usize = 20_000;
 
+/// Stores in a replica set: `replicas` is a byte, and while a set moves as a whole both sets count.
+pub const SET_MAX: usize = 512;
+
+/// Labels of a node or a unit: a few dozen are what machines are told apart by, and each is compared
+/// for every pair of a unit and a node.
+pub const LABELS_MAX: usize = 64;
+
+/// The longest name or value of a label, and the longest name of a resource, in bytes: a host's name
+/// or a device's, with room. With it a registration stays below 32 KiB.
+pub const LABEL_BYTES_MAX: usize = 128;
+
+/// Kinds of resources that a node offers or a unit needs: processor, memory, disk, and the devices
+/// of one machine.
+pub const RESOURCES_MAX: usize = 32;
+
 /// Why a command changed nothing. The directory is as it was before, in every case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Void {

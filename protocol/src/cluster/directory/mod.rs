@@ -26,6 +26,7 @@
 //! nothing else (L7); only then is the unit granted again.
 
 mod apply;
+mod codec;
 mod command;
 mod entries;
 #[cfg(test)]
@@ -34,9 +35,12 @@ mod tests;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
-use minicbor::{Decode, Encode};
+use minicbor::Encode;
 
-pub use command::{Claim, Command, Entry, Formation, GRANTS_MAX, Grant, Needs, Registration, Void};
+pub use command::{
+    Claim, Command, Entry, Formation, GRANTS_MAX, Grant, LABEL_BYTES_MAX, LABELS_MAX, Needs,
+    RESOURCES_MAX, Registration, SET_MAX, Void,
+};
 pub use entries::{
     IncarnationEntry, Member, NodeEntry, Owner, Run, StoreEntry, SupervisorEntry, UnitEntry,
 };
@@ -50,10 +54,9 @@ use crate::machine::Machine;
 use crate::supervision::ChildState;
 use crate::time::{ClusterTime, Time};
 use crate::wire::heart::Ttl;
-use crate::wire::replica::Scope;
 
 /// Who owns what, at which epoch.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode)]
 pub struct Directory {
     /// The version of this encoding.
     #[n(0)]
@@ -164,19 +167,6 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// Goes on from a snapshot: what is not stored is worked out again.
-    pub fn restored(mut self) -> Directory {
-        self.shards.clear();
-        self.dedicated.clear();
-        for (id, unit) in &self.units {
-            match &unit.scope {
-                Scope::Slots { range, .. } => self.shards.insert(range.start(), *id),
-                Scope::Child(child) => self.dedicated.insert(child.clone(), *id),
-            };
-        }
-        self
-    }
-
     /// The last entry applied.
     pub fn applied(&self) -> LogId {
         self.applied

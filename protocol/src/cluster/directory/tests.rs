@@ -9,11 +9,14 @@ use alloc::vec::Vec;
 use super::*;
 use crate::cluster::lease::LeaseVoter;
 use crate::cluster::lease::voter;
-use crate::id::{ConfigVersion, Epoch, LogIndex, SLOTS, Term, VotersVersion};
+use crate::id::{
+    COUNTER_MAX, ConfigVersion, Epoch, LogIndex, SLOTS, SlotRange, Term, VotersVersion,
+};
 use crate::supervision::supervisor::{CHILDREN_MAX, ChildState};
-use crate::supervision::{Exit, Policy, RestartType, Strategy};
+use crate::supervision::{Exit, Policy, RestartType, Strategy, Supervisor};
+use crate::wire::codec::{EncodeError, Message, decode_whole, encode_frame};
 use crate::wire::heart::{DeathDigest, Renewal, Verdict};
-use crate::wire::replica::EXCEPTIONS_MAX;
+use crate::wire::replica::{EXCEPTIONS_MAX, Scope};
 
 const PERMANENT: RestartType = RestartType::Permanent;
 
@@ -1498,9 +1501,9 @@ fn a_directory_restored_from_a_snapshot_goes_on_as_the_original() {
         let mut copy = original.clone();
         for step in 0..150 {
             if step % 25 == 0 {
-                let bytes = minicbor::to_vec(&original.directory).unwrap();
-                let decoded: Directory = minicbor::decode(&bytes).unwrap();
-                copy.directory = decoded.restored();
+                let mut bytes = Vec::new();
+                encode_frame(&original.directory, &mut bytes).unwrap();
+                copy.directory = decode_whole(&bytes).unwrap();
                 assert_eq!(
                     copy.directory, original.directory,
                     "seed {seed}, step {step}"
@@ -1532,6 +1535,11 @@ fn a_unit_is_its_supervisors_and_an_owner_is_live_or_not_over() {
             let before = cluster.directory.units().clone();
             let _ = cluster.apply(command.clone());
             let directory = &cluster.directory;
+            assert_eq!(
+                directory.check(),
+                Ok(()),
+                "seed {seed}, step {step}, {command:?}"
+            );
             for (id, unit) in directory.units() {
                 let why = format!("seed {seed}, step {step}, {command:?}: {id} {unit:?}");
                 if let Some(old) = before.get(id) {
@@ -1662,5 +1670,377 @@ fn facts_say_the_same_as_the_stream_of_entries() {
             tell(&mut streamed, voter::Event::Committed(id.index));
             assert_voters_agree(&mut streamed, &cluster, &why);
         }
+    }
+}
+
+/// A snapshot with one thing wrong in it.
+#[track_caller]
+fn refuses_snapshot(of: &Directory, edit: impl FnOnce(&mut Directory), why: &'static str) {
+    let mut snapshot = of.clone();
+    edit(&mut snapshot);
+    let bytes = minicbor::to_vec(&snapshot).unwrap();
+    let decoded: Directory = minicbor::decode(&bytes).unwrap();
+    assert_eq!(decoded.check(), Err(why));
+    let refused = encode_frame(&decoded, &mut Vec::new());
+    assert_eq!(refused, Err(EncodeError::Invalid(why)));
+}
+
+#[test]
+fn a_snapshot_that_no_commands_could_have_made_is_refused() {
+    let mut cluster = Cluster::serving(3, 2);
+    let below = cluster.supervise(ROOT, Strategy::OneForAll);
+    let lower = cluster.supervise(below, Strategy::RestForOne);
+    let own = cluster.create("a", lower);
+    let other = cluster.create("b", lower);
+    let light = child_in(&cluster.unit(A).scope, 0);
+    let (claim, config) = (cluster.claim(A), cluster.unit(A).config);
+    cluster.ok(Command::Except {
+        claim,
+        config,
+        child: light,
+    });
+    cluster.ok(Command::Expel {
+        incarnation: incarnation(3, 1),
+    });
+    let good = cluster.directory.clone();
+    assert_eq!(good.check(), Ok(()));
+
+    refuses_snapshot(&good, |d| d.version = 2, "a directory of another version");
+    let late = ClusterTime::from_millis(u64::MAX);
+    refuses_snapshot(
+        &good,
+        |d| d.clock = late,
+        "a time that nothing could have reached",
+    );
+    refuses_snapshot(
+        &good,
+        |d| d.replicas = 0,
+        "nothing comes before the formation",
+    );
+    refuses_snapshot(&good, |d| d.ttl = Ttl::from_millis(0), "a TTL is not zero");
+    let copies = "`min_copies` is at least one and at most `replicas`";
+    refuses_snapshot(&good, |d| d.min_copies = 4, copies);
+    refuses_snapshot(&good, |d| d.min_copies = 0, copies);
+    let list = "a list of voters has 1 to 1,024 stores";
+    refuses_snapshot(&good, |d| d.voters.current.clear(), list);
+    refuses_snapshot(&good, |d| d.voters.outgoing = Some(BTreeSet::new()), list);
+    let many = (0..=1_024).map(StoreId).collect();
+    refuses_snapshot(&good, |d| d.voters.current = many, list);
+    refuses_snapshot(
+        &good,
+        |d| d.next_unit = u64::MAX,
+        "a number that nothing could have reached",
+    );
+
+    let live = "a node names its live incarnation and no other";
+    refuses_snapshot(
+        &good,
+        |d| d.incarnations.get_mut(&incarnation(3, 1)).unwrap().expelled = None,
+        live,
+    );
+    refuses_snapshot(
+        &good,
+        |d| d.nodes.get_mut(&NodeId(1)).unwrap().incarnation = None,
+        live,
+    );
+    refuses_snapshot(
+        &good,
+        |d| {
+            d.nodes.remove(&NodeId(3));
+        },
+        "an incarnation's node is there",
+    );
+    let own_store = "a node's store is in use and its own";
+    refuses_snapshot(
+        &good,
+        |d| d.nodes.get_mut(&NodeId(1)).unwrap().store = store(2),
+        own_store,
+    );
+    refuses_snapshot(
+        &good,
+        |d| d.stores.get_mut(&store(1)).unwrap().retired = true,
+        own_store,
+    );
+    let ahead = LogId {
+        term: Term(1),
+        index: LogIndex(999),
+    };
+    refuses_snapshot(
+        &good,
+        |d| {
+            d.incarnations
+                .get_mut(&incarnation(1, 1))
+                .unwrap()
+                .registered = ahead
+        },
+        "an incarnation's entries have been applied",
+    );
+    let stranger = |d: &mut Directory| d.stores.get_mut(&store(3)).unwrap().node = NodeId(9);
+    refuses_snapshot(&good, stranger, own_store);
+
+    refuses_snapshot(
+        &good,
+        |d| d.next_supervisor = lower.0,
+        "the next supervisor's number is free",
+    );
+    let orphan = |parent| {
+        move |d: &mut Directory| {
+            let supervisor = Supervisor::new(Policy::new(Strategy::OneForOne));
+            let id = SupervisorId(d.next_supervisor);
+            d.next_supervisor += 1;
+            d.supervisors
+                .insert(id, SupervisorEntry { parent, supervisor });
+        }
+    };
+    refuses_snapshot(&good, orphan(None), "only the root has no parent");
+    let parents = "a supervisor is its parent's";
+    refuses_snapshot(&good, orphan(Some(lower)), parents);
+    let under = |supervisor, parent| {
+        move |d: &mut Directory| d.supervisors.get_mut(&supervisor).unwrap().parent = Some(parent)
+    };
+    refuses_snapshot(&good, under(ROOT, lower), parents);
+    let children = "what a supervisor supervises is there, and its own";
+    refuses_snapshot(&good, under(lower, ROOT), children);
+    refuses_snapshot(&good, under(below, lower), children);
+    let without = |d: &mut Directory| {
+        d.supervisors.remove(&lower);
+    };
+    refuses_snapshot(&good, without, children);
+    let without = |d: &mut Directory| {
+        d.units.remove(&own);
+    };
+    refuses_snapshot(&good, without, children);
+
+    refuses_snapshot(&good, |d| d.next_unit = 3, "the next unit's number is free");
+    refuses_snapshot(
+        &good,
+        |d| d.units.get_mut(&own).unwrap().supervisor = below,
+        children,
+    );
+    let set = "a replica set has 1 to 512 stores";
+    refuses_snapshot(&good, |d| d.units.get_mut(&own).unwrap().set.clear(), set);
+    let owners = "a unit's owner is known";
+    let of_a = |d: &mut Directory| d.units.get_mut(&A).unwrap().owner.unwrap();
+    let owned = |edit: fn(&mut Owner)| {
+        move |d: &mut Directory| {
+            let mut owner = of_a(d);
+            edit(&mut owner);
+            d.units.get_mut(&A).unwrap().owner = Some(owner);
+        }
+    };
+    refuses_snapshot(
+        &good,
+        owned(|owner| owner.incarnation = incarnation(9, 9)),
+        owners,
+    );
+    refuses_snapshot(&good, owned(|owner| owner.node = NodeId(2)), owners);
+    refuses_snapshot(
+        &good,
+        owned(|owner| owner.granted.index = LogIndex(999)),
+        owners,
+    );
+    refuses_snapshot(
+        &good,
+        |d| d.units.get_mut(&own).unwrap().move_to = Some(NodeId(9)),
+        "a unit moves to a known node",
+    );
+
+    let scope = |unit: UnitId, scope: Scope| {
+        move |d: &mut Directory| d.units.get_mut(&unit).unwrap().scope = scope
+    };
+    let slots = |start, end, except: &[ChildId]| Scope::Slots {
+        range: SlotRange::new(start, end).unwrap(),
+        except: except.to_vec(),
+    };
+    let covered = "every slot has one shard";
+    let half = SLOTS / 2;
+    refuses_snapshot(&good, scope(B, slots(half + 1, SLOTS, &[])), covered);
+    refuses_snapshot(&good, scope(B, slots(half - 1, SLOTS, &[])), covered);
+    refuses_snapshot(&good, scope(B, slots(half, SLOTS - 1, &[])), covered);
+    refuses_snapshot(&good, scope(B, Scope::Child(dedicated("z"))), covered);
+    let once = "every slot and every child has one unit";
+    refuses_snapshot(&good, scope(other, Scope::Child(dedicated("a"))), once);
+    refuses_snapshot(&good, scope(own, slots(half, SLOTS, &[])), once);
+    let theirs = "a shard excepts what would be its own";
+    refuses_snapshot(
+        &good,
+        scope(B, slots(half, SLOTS, &[dedicated("z")])),
+        theirs,
+    );
+    let of_a = child_in(&good.unit(A).unwrap().scope, 1);
+    refuses_snapshot(&good, scope(B, slots(half, SLOTS, &[of_a])), theirs);
+    refuses_snapshot(
+        &good,
+        scope(A, slots(0, half, &[])),
+        "a light child with a unit of its own is excepted",
+    );
+    let unformed = Directory::default();
+    refuses_snapshot(
+        &unformed,
+        |d| d.next_unit = 1,
+        "nothing comes before the formation",
+    );
+}
+
+#[track_caller]
+fn refuses_command(command: Command, why: &'static str) {
+    let entry = Entry {
+        at: ClusterTime::ZERO,
+        random: 0,
+        command,
+    };
+    let refused = encode_frame(&entry, &mut Vec::new());
+    assert_eq!(refused, Err(EncodeError::Invalid(why)), "{entry:?}");
+}
+
+#[test]
+fn a_command_beyond_its_limits_never_gets_into_a_log() {
+    let form = |edit: fn(&mut Formation)| {
+        let mut form = formation(3, 4);
+        edit(&mut form);
+        Command::Form(form)
+    };
+    let copies = "`min_copies` is at least one and at most `replicas`";
+    let list = "a list of voters has 1 to 1,024 stores";
+    let set = "a replica set has 1 to 512 stores";
+    let shards = "a cluster begins with a shard, and with no more than slots";
+    let ttl = "a TTL is not zero";
+    refuses_command(form(|form| form.voters.clear()), list);
+    refuses_command(
+        form(|form| form.voters = (0..=1_024).map(store).collect()),
+        list,
+    );
+    refuses_command(form(|form| form.ttl = Ttl::from_millis(0)), ttl);
+    refuses_command(form(|form| form.min_copies = 0), copies);
+    refuses_command(form(|form| form.replicas = 1), copies);
+    refuses_command(form(|form| form.shards = 0), shards);
+    refuses_command(form(|form| form.shards = SLOTS + 1), shards);
+    refuses_command(form(|form| form.set.clear()), set);
+
+    let register = |edit: &dyn Fn(&mut Registration)| {
+        let mut new = registration(1, 1);
+        edit(&mut new);
+        Command::Register(new)
+    };
+    let name = |nth: usize| format!("n{nth}");
+    let long = || "n".repeat(LABEL_BYTES_MAX + 1);
+    let labels = |count| (0..count).map(|nth| (name(nth), name(nth))).collect();
+    let capacity = |count| (0..count).map(|nth| (name(nth), 1)).collect();
+    let names = "a label's and a resource's name has 1 to 128 bytes";
+    let many = register(&|new| new.labels = labels(LABELS_MAX + 1));
+    refuses_command(many, "at most 64 labels");
+    let many = register(&|new| new.capacity = capacity(RESOURCES_MAX + 1));
+    refuses_command(many, "at most 32 resources");
+    refuses_command(
+        register(&|new| new.labels = [(long(), name(1))].into()),
+        names,
+    );
+    refuses_command(
+        register(&|new| new.capacity = [(name(1).repeat(0), 1)].into()),
+        names,
+    );
+    let value = register(&|new| new.labels = [(name(1), long())].into());
+    refuses_command(value, "a label's value has at most 128 bytes");
+
+    let units: Vec<UnitId> = (0..=100).map(UnitId).collect();
+    refuses_command(note(1, 1, &units), "a death note names at most 100 units");
+    let grant = Grant {
+        unit: A,
+        epoch: Epoch(1),
+        config: ConfigVersion(1),
+        to: incarnation(1, 1),
+    };
+    let grants = alloc::vec![grant; GRANTS_MAX + 1];
+    refuses_command(
+        Command::Grant { grants },
+        "an entry grants at most 20,000 units",
+    );
+    let (unit, config) = (A, ConfigVersion(1));
+    let claim = Claim {
+        unit,
+        epoch: Epoch(1),
+        incarnation: incarnation(1, 1),
+    };
+    let none = BTreeSet::new();
+    let change = Command::ChangeSet {
+        claim,
+        config,
+        set: none.clone(),
+    };
+    refuses_command(change, set);
+    refuses_command(Command::Recover { unit, set: none }, set);
+    for at in [0, SLOTS] {
+        let why = "a shard is cut at a slot that is not the first";
+        refuses_command(Command::Split { claim, config, at }, why);
+    }
+    let needs = Needs {
+        resources: capacity(RESOURCES_MAX + 1),
+        ..Needs::default()
+    };
+    let create = Command::Create {
+        child: dedicated("a"),
+        supervisor: ROOT,
+        restart: PERMANENT,
+        needs,
+        set: stores(&[1]),
+    };
+    refuses_command(create, "at most 32 resources");
+    let mut policy = Policy::new(Strategy::OneForOne);
+    policy.backoff.max = core::time::Duration::MAX;
+    let supervise = Command::Supervise {
+        parent: ROOT,
+        restart: PERMANENT,
+        policy,
+    };
+    refuses_command(
+        supervise,
+        "a supervisor looks at most a year back and ahead",
+    );
+    refuses_command(Command::SetTtl(Ttl::from_millis(0)), ttl);
+    let set_copies = Command::SetCopies {
+        replicas: 1,
+        min_copies: 2,
+        by_operator: true,
+    };
+    refuses_command(set_copies, copies);
+    refuses_command(Command::SetVoters(Voters::first([])), list);
+
+    let late = Entry {
+        at: ClusterTime::from_millis(u64::MAX),
+        random: 0,
+        command: Command::Tick,
+    };
+    assert!(late.check().is_err());
+}
+
+/// The largest entries, each number spelled in nine bytes.
+#[test]
+fn commands_at_their_limits_fit_their_frames() {
+    let grant = Grant {
+        unit: UnitId(u64::MAX),
+        epoch: Epoch(COUNTER_MAX),
+        config: ConfigVersion(COUNTER_MAX),
+        to: IncarnationId(u64::MAX),
+    };
+    let name = |nth: usize| format!("{nth:0>width$}", width = LABEL_BYTES_MAX);
+    let mut new = registration(1, 1);
+    new.labels = (0..LABELS_MAX).map(|nth| (name(nth), name(nth))).collect();
+    new.capacity = (0..RESOURCES_MAX)
+        .map(|nth| (name(nth), u64::MAX))
+        .collect();
+    let grants = alloc::vec![grant; GRANTS_MAX];
+    for (command, most) in [
+        (Command::Grant { grants }, 1_000_000),
+        (Command::Register(new), 32 * 1024),
+    ] {
+        let entry = Entry {
+            at: ClusterTime::ZERO,
+            random: u64::MAX,
+            command,
+        };
+        let mut frame = Vec::new();
+        encode_frame(&entry, &mut frame).unwrap();
+        assert!(frame.len() < most, "{}", frame.len());
+        assert_eq!(decode_whole(&frame), Ok(entry));
     }
 }

@@ -779,6 +779,39 @@ fn stored_bytes_that_contradict_themselves_are_refused() {
 }
 
 #[test]
+fn stored_supervisors_that_no_events_could_have_made_are_refused() {
+    fn refuses(of: &Supervisor<char>, edit: impl FnOnce(&mut Supervisor<char>)) {
+        let mut bad = of.clone();
+        edit(&mut bad);
+        let bytes = minicbor::to_vec(&bad).unwrap();
+        let read = minicbor::decode::<Supervisor<char>>(&bytes);
+        assert!(read.is_err(), "{bad:?}");
+    }
+    let good = running(OneForAll, "ab");
+    assert_eq!(stored(&good), good);
+    let until = ClusterTime::ZERO;
+    refuses(&good, |s| s.policy.backoff.first = Duration::MAX);
+    refuses(&good, |s| s.policy.intensity.window = Duration::MAX);
+    // Six restarts are kept at most, oldest first.
+    refuses(&good, |s| {
+        s.policy.intensity.restarts = u16::MAX;
+        for _ in 0..7 {
+            s.history.allows_one_more(until, s.policy.intensity);
+        }
+        s.policy.intensity.restarts = 5;
+    });
+    refuses(&good, |s| s.group = Some(Group { from: 1, until }));
+    refuses(&good, |s| s.mode = Mode::Down);
+    refuses(&good, |s| s.mode = Mode::GoingDown { cause: None });
+    let mut none: Supervisor<char> = Supervisor::new(Policy::new(OneForAll));
+    none.handle(Time::ZERO, Event::Shutdown).unwrap();
+    none.actions.clear();
+    assert_eq!(stored(&none), none);
+    refuses(&none, |s| s.mode = Mode::GoingDown { cause: None });
+    refuses(&none, |s| s.group = Some(Group { from: 0, until }));
+}
+
+#[test]
 fn hundred_thousand_children_are_the_limit_and_still_restart_as_one() {
     let mut supervisor: Supervisor<u32> = Supervisor::new(Policy::new(OneForAll));
     let now = Time::from_millis(1);

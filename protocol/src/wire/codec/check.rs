@@ -107,7 +107,7 @@ impl Message for Record {
     }
 }
 
-fn scope_holds(scope: &Scope) -> Result<(), &'static str> {
+pub(crate) fn scope_holds(scope: &Scope) -> Result<(), &'static str> {
     let Scope::Slots { except, .. } = scope else {
         return Ok(());
     };
@@ -181,6 +181,6 @@ fn body_holds(body: &[u8]) -> Result<(), &'static str> {
     )
 }
 
-fn holds(fact: bool, broken: &'static str) -> Result<(), &'static str> {
+pub(crate) fn holds(fact: bool, broken: &'static str) -> Result<(), &'static str> {
     if fact { Ok(()) } else { Err(broken) }
 }
