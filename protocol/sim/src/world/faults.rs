@@ -129,6 +129,8 @@ impl World {
             }
             Fault::SlowDisk(victim, span) => {
                 let node = self.victim(victim);
+                // A stall that it follows is over: what waits for the disk goes on, slowly.
+                self.mend_disk(node);
                 let extra = self
                     .rng
                     .span(Duration::from_millis(5), Duration::from_millis(200));

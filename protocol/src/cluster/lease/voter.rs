@@ -257,7 +257,8 @@ impl LeaseVoter {
         let view = &held.view;
         // L8: an added voter counts as restarted.
         if !voted && view.voters.contains(self.store) {
-            self.unsure_until = self.unsure_until.max(now + self.limit.duration());
+            let longest = self.limit.max(view.ttl.unwrap_or(LONGEST)).max(LONGEST);
+            self.unsure_until = self.unsure_until.max(now + longest.duration());
         }
         if let Some(ttl) = view.ttl.filter(|ttl| *ttl > self.limit) {
             self.actions.push_back(Action::FlushLimit(ttl));
@@ -404,6 +405,9 @@ impl Machine for LeaseVoter {
         match event {
             Event::Read { settled, open } => {
                 let mut held = Held::default();
+                // One that has voted before has restarted: what it may have promised is within its
+                // flushed limit. One with a new disk knows no limit, and counts as added.
+                let voted_before = self.held.is_none() && self.limit > Ttl::from_millis(0);
                 // An added voter counts as restarted; one that only reads again is no added voter.
                 held.view.voters = self
                     .held
@@ -412,6 +416,9 @@ impl Machine for LeaseVoter {
                     .unwrap_or_default();
                 for (id, fact) in &settled {
                     held.settled.learn(*id, fact);
+                }
+                if voted_before {
+                    held.view.voters = held.settled.voters.clone();
                 }
                 held.open = open
                     .into_iter()
@@ -474,12 +481,17 @@ const SPOKEN_PER_TTL: u32 = 4;
 /// How often a voter that knows no TTL yet looks again.
 const QUIET_PERIOD: Duration = Duration::from_millis(250);
 
+/// An added voter knows nothing of the leases that began before it: it waits out the longest TTL that a
+/// cluster uses, whatever the present one.
+const LONGEST: Ttl = Ttl::WAN;
+
 /// A voter that has seen no leader for this many TTL promises nothing (L9).
 const NO_LEADER_TTL: u32 = 10;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
 
     const STORE: StoreId = StoreId(1);
     const INC: IncarnationId = IncarnationId(70);
@@ -505,7 +517,7 @@ mod tests {
     }
 
     fn voter() -> LeaseVoter {
-        let mut voter = LeaseVoter::new(Time::ZERO, STORE, Ttl::from_millis(0));
+        let mut voter = LeaseVoter::new(Time::ZERO, STORE, Ttl::from_millis(1));
         let voters = Voters::first([STORE, StoreId(2), StoreId(3)]);
         let settled = [
             (id(1), Fact::Voters(voters)),
@@ -767,8 +779,26 @@ mod tests {
         voter
             .handle(at(10_000), Event::Held(id(5), Fact::Voters(back)))
             .expect("held");
-        assert!(voter.may_have_promised(at(12_999), INC));
-        assert!(!voter.may_have_promised(at(13_000), INC));
+        assert!(voter.may_have_promised(at(14_999), INC));
+        assert!(!voter.may_have_promised(at(15_000), INC));
+    }
+
+    #[test]
+    fn a_voter_with_a_new_disk_waits_out_the_longest_ttl_though_it_knows_no_limit() {
+        let mut voter = LeaseVoter::new(at(1_000), STORE, Ttl::from_millis(0));
+        let voters = Fact::Voters(Voters::first([STORE, StoreId(2)]));
+        let settled = vec![
+            (id(1), voters),
+            (id(2), Fact::Ttl(Ttl::LAN)),
+            (id(3), live(70)),
+        ];
+        let read = Event::Read {
+            settled,
+            open: Vec::new(),
+        };
+        voter.handle(at(1_000), read).expect("reads");
+        assert!(voter.may_have_promised(at(5_999), INC));
+        assert!(!voter.may_have_promised(at(6_000), INC));
     }
 
     #[test]

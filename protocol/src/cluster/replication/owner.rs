@@ -1067,6 +1067,9 @@ impl Owner {
     fn complete_learner(&self) -> Option<StoreId> {
         let (store, _) = self.learner?;
         let peer = self.peers.get(&store)?;
+        if self.view.unreachable.contains(&store) {
+            return None;
+        }
         let complete = peer.sealed && (peer.behind.is_empty() || !keeps(Rule::R3));
         complete.then_some(store)
     }
