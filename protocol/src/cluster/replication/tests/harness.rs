@@ -66,7 +66,10 @@ impl Disk {
     /// The last record's bytes are torn or damaged: nobody can tell (R8).
     pub(super) fn cut_last(&mut self, child: &ChildId) {
         self.chains.get_mut(child).unwrap().pop();
-        self.cut.slots = [SlotRange::ALL].into();
+        self.cut = CutMark {
+            slots: [SlotRange::ALL].into(),
+            ..CutMark::default()
+        };
     }
 
     /// The record at `at` is damaged.
@@ -177,6 +180,13 @@ impl Store {
             }
         }
         answers
+    }
+
+    /// Whether a takeover would count it alone after a crash now (R8).
+    pub(super) fn opened_whole(&self) -> bool {
+        let opened = self.flushed.opened();
+        let replica = Replica::open(self.replica.store(), self.session, opened);
+        replica.is_whole(&all())
     }
 
     pub(super) fn flush_one(&mut self) -> Vec<ReplicaAnswer> {
