@@ -586,14 +586,14 @@ fn an_unknown_variant_in_an_option_is_none_but_inside_an_optional_struct_it_dera
 
 // --- Helpers.
 
-/// A hundred small frames: the samples of up to 400 bytes, and records in many shapes.
+/// A hundred small frames and more: the samples of up to 400 bytes, and records in many shapes.
 fn frames() -> Vec<samples::Sample> {
     let mut frames: Vec<_> = samples::all()
         .into_iter()
         .filter(|sample| sample.frame.len() <= 400)
         .collect();
     let cart = child("acme/cart/u-1");
-    for (n, record) in chain(&cart, 100 - frames.len(), 40).into_iter().enumerate() {
+    for (n, record) in chain(&cart, 40, 40).into_iter().enumerate() {
         frames.push(samples::Sample {
             name: format!("record {n}"),
             kind: MessageType::Record,
@@ -601,7 +601,7 @@ fn frames() -> Vec<samples::Sample> {
             reads_back: Box::new(move |bytes| decode_whole::<Record>(bytes).is_ok()),
         });
     }
-    assert_eq!(frames.len(), 100);
+    assert!(frames.len() >= 100);
     assert!(frames.iter().all(|one| (one.reads_back)(&one.frame)));
     frames
 }

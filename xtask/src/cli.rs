@@ -274,7 +274,7 @@ Stages, in order:
 
 Options:
   --stage NAME   only this stage
-  --long         longer suites: UNDERSTUDY_LONG=1 reaches the tests
+  --long         longer suites: UNDERSTUDY_LONG=1 reaches the tests; fuzzing
   -y, --yes      install what is missing without asking
 
 Examples:

@@ -39,6 +39,8 @@ struct Found {
     deny: bool,
     /// `protocol/sim/tests/sabotage.rs` exists.
     sabotage: bool,
+    /// A nightly compiler and cargo-fuzz. Looked for in a long run only: nothing else fuzzes.
+    fuzz: bool,
     long: bool,
 }
 
@@ -139,6 +141,7 @@ impl Stage {
             .into_iter()
             .chain([unit_tests(found)])
             .chain(sabotage(found))
+            .chain(fuzz(found))
             .collect(),
             Stage::Clippy => vec![Step::cargo(
                 "clippy --workspace --all-targets -- -D warnings",
@@ -181,6 +184,55 @@ fn sabotage(found: Found) -> Option<Step> {
     found.sabotage.then(|| Step::Run(long(line, found)))
 }
 
+/// Every fuzz target for a while, in a long run. What the fuzzer finds on its way goes under `target`:
+/// inputs that are kept are chosen by hand.
+fn fuzz(found: Found) -> Vec<Step> {
+    if !found.long {
+        return Vec::new();
+    }
+    if !found.fuzz {
+        return vec![Step::Skip(
+            "cargo-fuzz needs a nightly compiler, and one of the two is not installed (rustup \
+             toolchain install nightly && cargo install --locked cargo-fuzz)",
+        )];
+    }
+    let folders = FUZZ_TARGETS
+        .iter()
+        .fold(Line::new("mkdir -p"), |line, target| {
+            line.and(&format!("target/fuzz/{target}"))
+        });
+    let run = |target: &&str| {
+        let inputs = format!("target/fuzz/{target} protocol/fuzz/corpus/{target}");
+        let line = Line::new("rustup run nightly cargo fuzz run --fuzz-dir protocol/fuzz")
+            .and(target)
+            .and(&inputs);
+        Step::Run(line.and(&format!("-- -max_total_time={FUZZ_SECONDS}")))
+    };
+    [Step::Run(folders)]
+        .into_iter()
+        .chain(FUZZ_TARGETS.iter().map(run))
+        .collect()
+}
+
+/// The programs in `protocol/fuzz/targets`.
+const FUZZ_TARGETS: [&str; 11] = [
+    "directory_command",
+    "directory_snapshot",
+    "envelope",
+    "frame",
+    "heart",
+    "record",
+    "replica_answer",
+    "replica_request",
+    "reply",
+    "step",
+    "stream",
+];
+
+/// Seconds for each target: a shallow fault shows within them, and all targets together take about
+/// as long as the rest of a long run. Depth is for whoever fuzzes one target overnight.
+const FUZZ_SECONDS: u32 = 20;
+
 fn long(line: Line, found: Found) -> Line {
     if found.long {
         line.with_env("UNDERSTUDY_LONG", "1")
@@ -197,6 +249,7 @@ impl Found {
             sabotage: workspace_root()
                 .join("protocol/sim/tests/sabotage.rs")
                 .exists(),
+            fuzz: long && is_present(&Probe::Runs("rustup run nightly cargo fuzz --version")),
             long,
         }
     }
@@ -266,6 +319,7 @@ mod tests {
         nextest: false,
         deny: false,
         sabotage: false,
+        fuzz: false,
         long: false,
     };
 
@@ -306,8 +360,46 @@ mod tests {
                 "UNDERSTUDY_LONG=1 cargo test --quiet --doc --workspace",
                 "UNDERSTUDY_LONG=1 cargo nextest run --workspace --exclude xtask --profile long",
                 "UNDERSTUDY_LONG=1 cargo test -p understudy-sim --features sabotage --test sabotage --test model",
+                "skipped: cargo-fuzz needs a nightly compiler, and one of the two is not installed \
+                 (rustup toolchain install nightly && cargo install --locked cargo-fuzz)",
             ],
         );
+    }
+
+    #[test]
+    fn a_long_run_fuzzes_every_target_for_a_while_and_no_other_run_fuzzes() {
+        let fuzz = true;
+        let usual = Stage::Units.steps(Found { fuzz, ..BARE });
+        assert_eq!(usual, Stage::Units.steps(BARE));
+
+        let long = true;
+        let steps = Stage::Units.steps(Found { fuzz, long, ..BARE });
+        let shown: Vec<String> = steps[usual.len()..]
+            .iter()
+            .map(|step| match step {
+                Step::Run(line) => line.to_string(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(shown.len(), 1 + FUZZ_TARGETS.len());
+        assert!(shown[0].starts_with("mkdir -p target/fuzz/directory_command "));
+        assert_eq!(
+            shown[5],
+            "rustup run nightly cargo fuzz run --fuzz-dir protocol/fuzz heart target/fuzz/heart \
+             protocol/fuzz/corpus/heart -- -max_total_time=20"
+        );
+    }
+
+    #[test]
+    fn every_fuzz_target_is_named() {
+        let folder = workspace_root().join("protocol/fuzz/targets");
+        let mut files: Vec<String> = std::fs::read_dir(folder)
+            .expect("the targets are there")
+            .map(|entry| entry.expect("it can be read").file_name())
+            .map(|name| name.to_string_lossy().replace(".rs", ""))
+            .collect();
+        files.sort();
+        assert_eq!(files, FUZZ_TARGETS);
     }
 
     #[test]

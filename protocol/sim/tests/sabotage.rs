@@ -33,15 +33,21 @@ fn every_rule_that_is_switched_off_is_noticed() {
         "rule", "what it protects", "seeds", "noticed by"
     );
     let mut unnoticed = Vec::new();
-    for row in &ROWS {
+    // The everyday run leaves out what may go unnoticed; the long one counts from the first seed.
+    let long = std::env::var("UNDERSTUDY_LONG").is_ok_and(|value| value == "1");
+    for row in ROWS
+        .iter()
+        .filter(|row| row.required || row.rare.is_none() || long)
+    {
         let Row { rule, protects, .. } = row;
-        let caught = first_notice(*rule, row.bound);
+        let near = if long { 1 } else { row.near };
+        let caught = first_notice(*rule, near, row.bound());
         let (seeds, by) = match &caught {
             Some(outcome) => (
-                format!("{} of {}", outcome.seed, row.bound),
+                format!("{} of {}", outcome.seed, row.bound()),
                 notice(outcome),
             ),
-            None => (format!("none of {}", row.bound), "not yet caught".into()),
+            None => (format!("none of {}", row.bound()), "not yet caught".into()),
         };
         let name = format!("{rule:?}");
         writeln!(table, "{name:<10} {protects:<64} {seeds:>12}  {by}").unwrap();
@@ -58,20 +64,26 @@ fn every_rule_that_is_switched_off_is_noticed() {
     );
 }
 
-/// The first seed whose run is noticed to lack the rule. A seed that fails with every rule kept is no
-/// notice: it is skipped here, and is the business of `a_thousand_seeds_hold_every_invariant`.
-fn first_notice(rule: Rule, bound: u64) -> Option<Outcome> {
-    let mut from = 1;
-    loop {
-        switch_off(Some(rule));
-        let caught = first_violation(from..=bound);
-        switch_off(None);
-        let caught = caught?;
-        if run(caught.seed, None).violation.is_none() {
-            return Some(caught);
-        }
-        from = caught.seed + 1;
-    }
+/// The first seed, from `near` on and then from 1, whose run is noticed to lack the rule. A seed that
+/// fails with every rule kept is no notice: it is skipped here, and is the business of
+/// `a_thousand_seeds_hold_every_invariant`.
+fn first_notice(rule: Rule, near: u64, bound: u64) -> Option<Outcome> {
+    [near..=bound, 1..=near.saturating_sub(1)]
+        .into_iter()
+        .find_map(|seeds| {
+            let (mut from, to) = seeds.into_inner();
+            while from <= to {
+                switch_off(Some(rule));
+                let caught = first_violation(from..=to);
+                switch_off(None);
+                let caught = caught?;
+                if run(caught.seed, None).violation.is_none() {
+                    return Some(caught);
+                }
+                from = caught.seed + 1;
+            }
+            None
+        })
 }
 
 fn first_violation(seeds: RangeInclusive<u64>) -> Option<Outcome> {
@@ -106,156 +118,87 @@ struct Row {
     rule: Rule,
     /// A rule that may still go unnoticed says so by being listed, and is not hidden.
     required: bool,
-    /// Seeds within which it must be noticed.
-    bound: u64,
+    /// Where the last whole search found it: the everyday run begins there and goes round.
+    near: u64,
     protects: &'static str,
+    /// Why its absence shows in so few runs that it has [`RARE_BOUND`] seeds.
+    rare: Option<&'static str>,
 }
 
+impl Row {
+    /// Seeds within which it must be noticed.
+    fn bound(&self) -> u64 {
+        if self.rare.is_some() {
+            RARE_BOUND
+        } else {
+            BOUND
+        }
+    }
+}
+
+const fn row(rule: Rule, required: bool, protects: &'static str) -> Row {
+    Row {
+        rule,
+        required,
+        near: 1,
+        protects,
+        rare: None,
+    }
+}
+
+const fn rare(
+    rule: Rule,
+    required: bool,
+    near: u64,
+    protects: &'static str,
+    why: &'static str,
+) -> Row {
+    Row {
+        rule,
+        required,
+        near,
+        protects,
+        rare: Some(why),
+    }
+}
+
+#[rustfmt::skip]
 const ROWS: [Row; 24] = [
-    Row {
-        rule: Rule::L2,
-        required: true,
-        bound: 1000,
-        protects: "one lease at a time, whatever the clocks do",
-    },
-    Row {
-        rule: Rule::L3,
-        required: true,
-        bound: 1000,
-        protects: "a node and its voters count the same TTL",
-    },
-    Row {
-        rule: Rule::L4,
-        required: true,
-        bound: 1000,
-        protects: "a restarted voter remembers whom it refused",
-    },
-    Row {
-        rule: Rule::L5,
-        required: false,
-        bound: 1000,
-        protects: "nobody takes over before the promises are over",
-    },
-    Row {
-        rule: Rule::L6,
-        required: false,
-        bound: 1000,
-        protects: "a lapsed lease is not revived",
-    },
-    Row {
-        rule: Rule::L7,
-        required: false,
-        bound: 1000,
-        protects: "one grantee at a time",
-    },
-    Row {
-        rule: Rule::L8,
-        required: true,
-        bound: 1000,
-        protects: "majorities meet while the voters change",
-    },
-    Row {
-        rule: Rule::L12,
-        required: false,
-        bound: 1000,
-        protects: "what was released or expelled is not resumed",
-    },
-    Row {
-        rule: Rule::R1,
-        required: true,
-        bound: 1000,
-        protects: "an older epoch writes nothing",
-    },
-    Row {
-        rule: Rule::R2,
-        required: true,
-        bound: 1000,
-        protects: "acknowledged means flushed on the whole set",
-    },
-    Row {
-        rule: Rule::R3,
-        required: false,
-        bound: 1000,
-        protects: "only a complete replica counts",
-    },
-    Row {
-        rule: Rule::R5,
-        required: true,
-        bound: 1000,
-        protects: "a growing set loses nothing between old and new",
-    },
-    Row {
-        rule: Rule::R6,
-        required: true,
-        bound: 1000,
-        protects: "no set shrinks below min_copies",
-    },
-    Row {
-        rule: Rule::R7,
-        required: false,
-        bound: 1000,
-        protects: "a stale change of a set is void",
-    },
-    Row {
-        rule: Rule::R8,
-        required: true,
-        bound: 1000,
-        protects: "a damaged store does not pass for a torn one",
-    },
-    Row {
-        rule: Rule::T1,
-        required: true,
-        bound: 1000,
-        protects: "what one reader saw, no takeover un-says",
-    },
-    Row {
-        rule: Rule::T2,
-        required: false,
-        bound: 1000,
-        protects: "unavailable is not empty",
-    },
-    Row {
-        rule: Rule::E1,
-        required: true,
-        bound: 1000,
-        protects: "a reply reflects only what is acknowledged, under a lease",
-    },
-    Row {
-        rule: Rule::E2,
-        required: true,
-        bound: 1000,
-        protects: "a key takes effect once",
-    },
-    Row {
-        rule: Rule::S2,
-        required: true,
-        bound: 1000,
-        protects: "a new shard starts above every promised epoch",
-    },
-    Row {
-        rule: Rule::S3,
-        required: false,
-        bound: 1000,
-        protects: "a shard serves once its index is sealed",
-    },
-    Row {
-        rule: Rule::V1,
-        required: false,
-        bound: 1000,
-        protects: "a node's loss is no restart",
-    },
-    Row {
-        rule: Rule::V2,
-        required: true,
-        bound: 1000,
-        protects: "a poisonous unit is quarantined",
-    },
-    Row {
-        rule: Rule::Intensity,
-        required: true,
-        bound: 1000,
-        protects: "too many restarts escalate",
-    },
+    rare(Rule::L2, true, 1, "one lease at a time, whatever the clocks do",
+        "two leases at once need a takeover within the 2 % of drift or the delay of an answer"),
+    row(Rule::L3, true, "a node and its voters count the same TTL"),
+    rare(Rule::L4, true, 1, "a restarted voter remembers whom it refused",
+        "an expelled node must go on renewing at a voter that restarted"),
+    row(Rule::L5, false, "nobody takes over before the promises are over"),
+    rare(Rule::L6, false, 1, "a lapsed lease is not revived",
+        "a lapsed holder must be heard again before its expulsion is held"),
+    row(Rule::L7, false, "one grantee at a time"),
+    row(Rule::L8, true, "majorities meet while the voters change"),
+    rare(Rule::L12, false, 1, "what was released or expelled is not resumed",
+        "a grant must cross an expulsion in the log"),
+    row(Rule::R1, true, "an older epoch writes nothing"),
+    row(Rule::R2, true, "acknowledged means flushed on the whole set"),
+    row(Rule::R3, false, "only a complete replica counts"),
+    row(Rule::R5, true, "a growing set loses nothing between old and new"),
+    rare(Rule::R6, true, 1, "no set shrinks below min_copies",
+        "a set must shrink to one store whose disk is the next to be lost"),
+    rare(Rule::R7, false, 1, "a stale change of a set is void",
+        "a set change must be decided before another and applied after it"),
+    rare(Rule::R8, true, 1, "a damaged store does not pass for a torn one",
+        "the holder of a damaged last record must be sealed alone"),
+    row(Rule::T1, true, "what one reader saw, no takeover un-says"),
+    row(Rule::T2, false, "unavailable is not empty"),
+    row(Rule::E1, true, "a reply reflects only what is acknowledged, under a lease"),
+    row(Rule::E2, true, "a key takes effect once"),
+    row(Rule::S2, true, "a new shard starts above every promised epoch"),
+    rare(Rule::S3, false, 1, "a shard serves once its index is sealed",
+        "no switch: its two halves are T1's wait for the whole set, and loading by the agent"),
+    row(Rule::V1, false, "a node's loss is no restart"),
+    row(Rule::V2, true, "a poisonous unit is quarantined"),
+    row(Rule::Intensity, true, "too many restarts escalate"),
 ];
+
+const BOUND: u64 = 100;
+const RARE_BOUND: u64 = 1_000;
 const WHOLE_SEEDS: u64 = 30;
 const THREADS: NonZeroUsize = NonZeroUsize::new(2).unwrap();

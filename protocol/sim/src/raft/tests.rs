@@ -1,5 +1,5 @@
-#![allow(clippy::unwrap_used)]
 //! Raft's promises, under faults and without.
+#![allow(clippy::unwrap_used)]
 
 mod cluster;
 
