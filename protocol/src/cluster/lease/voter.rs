@@ -256,7 +256,7 @@ impl LeaseVoter {
         }
         let view = &held.view;
         // L8: an added voter counts as restarted.
-        if !voted && view.voters.contains(self.store) {
+        if !voted && view.voters.contains(self.store) && keeps(Rule::L8) {
             let longest = self.limit.max(view.ttl.unwrap_or(LONGEST)).max(LONGEST);
             self.unsure_until = self.unsure_until.max(now + longest.duration());
         }
