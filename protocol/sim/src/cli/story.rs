@@ -375,13 +375,12 @@ impl Teller {
             let Some(entry) = truth.unit(*unit) else {
                 continue;
             };
-            if let Some(owner) = entry.owner.filter(|_| entry.epoch > *epoch) {
-                if episode.granted.insert(*unit) {
-                    grants
-                        .entry((owner.node, entry.epoch))
-                        .or_default()
-                        .push(unit.to_string());
-                }
+            if let Some(owner) = entry.owner
+                && entry.epoch > *epoch
+                && episode.granted.insert(*unit)
+            {
+                let granted = grants.entry((owner.node, entry.epoch)).or_default();
+                granted.push(unit.to_string());
             }
         }
         for ((node, epoch), units) in grants {
@@ -569,4 +568,16 @@ const TEXT_WIDTH: usize = 87;
 
 fn millis(span: Duration) -> String {
     format!("{} ms", span.as_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_sentence_is_cut_at_a_space() {
+        assert_eq!(wrapped("short"), ["short"]);
+        let long = format!("{} end", "a".repeat(TEXT_WIDTH - 2));
+        assert_eq!(wrapped(&long), ["a".repeat(TEXT_WIDTH - 2), "  end".into()]);
+    }
 }
