@@ -852,24 +852,48 @@ impl Agent {
         Ok(())
     }
 
-    /// One of two shards to be merged is quiet: when its neighbour is too, the merge is proposed.
-    fn on_quiet(&mut self, unit: UnitId) {
-        let quiet = |owner: &&Owner| owner.leaving() == Some(&Leaving::Merge) && owner.is_quiet();
-        let Some(low) = self.owners.get(&unit).filter(quiet) else {
+    /// One of two shards to be merged is quiet: when its neighbour is too, the merge is proposed. Where
+    /// it cannot be any more, both serve again: what was proposed of it is void for good, since a set
+    /// that changed has moved its version on and a neighbour that went has lost its claim (S2).
+    fn on_quiet(&mut self, now: Time, unit: UnitId) {
+        let merges = |owner: &&Owner| owner.leaving() == Some(&Leaving::Merge);
+        let Some(me) = self.owners.get(&unit).filter(merges) else {
             return;
         };
+        let low = self
+            .owners
+            .values()
+            .filter(merges)
+            .find(|other| follows(other, me))
+            .unwrap_or(me);
         let high = self
             .owners
             .values()
-            .filter(quiet)
+            .filter(merges)
             .find(|other| follows(low, other));
-        if let Some(high) = high {
-            self.actions.push_back(Action::Propose(Command::Merge {
-                low: low.claim(),
-                low_config: low.set_version(),
-                high: high.claim(),
-                high_config: high.set_version(),
-            }));
+        let Some(high) = high else {
+            return self.resume(now, &[unit]);
+        };
+        if !low.is_quiet() || !high.is_quiet() {
+            return;
+        }
+        let (low_claim, high_claim) = (low.claim(), high.claim());
+        if low.view().set != high.view().set {
+            return self.resume(now, &[low_claim.unit, high_claim.unit]);
+        }
+        self.actions.push_back(Action::Propose(Command::Merge {
+            low: low_claim,
+            low_config: low.set_version(),
+            high: high_claim,
+            high_config: high.set_version(),
+        }));
+    }
+
+    fn resume(&mut self, now: Time, units: &[UnitId]) {
+        for unit in units {
+            if let Some(owner) = self.owners.get_mut(unit) {
+                tell(owner, now, OwnerEvent::Resume);
+            }
         }
     }
 
@@ -949,7 +973,7 @@ impl Agent {
                     self.start_dedicated(now, unit);
                 }
                 OwnerAction::Unavailable => self.actions.push_back(Action::Unavailable(unit)),
-                OwnerAction::Quiet => self.on_quiet(unit),
+                OwnerAction::Quiet => self.on_quiet(now, unit),
             }
         }
         let wants = self.owners.get(&unit).and_then(Owner::next_deadline);

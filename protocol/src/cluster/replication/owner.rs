@@ -147,6 +147,8 @@ pub enum Event {
     Unload(ChildId),
     /// Go quiet, then leave.
     Leave(Leaving),
+    /// A merge cannot be any more: serve again.
+    Resume,
     /// The deadline has come.
     Tick,
 }
@@ -1478,6 +1480,15 @@ impl Machine for Owner {
                     self.proposed_at = self.proposed_at.filter(|_| !self.proposed.is_empty());
                 }
                 self.advance(now);
+            }
+            Event::Resume => {
+                if self.leaving == Some(Leaving::Merge) {
+                    self.leaving = None;
+                    if self.phase == Phase::Quiet {
+                        self.phase = Phase::Serving;
+                    }
+                    self.advance(now);
+                }
             }
             Event::Tick => self.advance(now),
         }
