@@ -312,7 +312,8 @@ impl Lease {
         while leader.poll_action().is_some() {}
         let voter = |id: StoreId| {
             let mut voter = Voter {
-                machine: LeaseVoter::new(Time::ZERO, id, Ttl::from_millis(0)),
+                // It has voted before: one with a new disk would wait out the longest TTL (L8).
+                machine: LeaseVoter::new(Time::ZERO, id, Ttl::from_millis(1)),
                 held: log.len(),
                 read: false,
                 restarted: false,
