@@ -6,3 +6,6 @@
 //! Never does: choosing. What to grant, whom to expel and where a unit goes are decisions of
 //! `understudy-protocol`, taken from applied state alone, so that every one of them can be replayed.
 //! Membership gossip only steers placement; it never ends a lease.
+
+pub mod events;
+pub mod handle;

@@ -83,11 +83,13 @@ pub enum MessageType {
     DirectoryCommand = 7,
     /// The whole directory at one place of Raft's log.
     DirectorySnapshot = 8,
+    /// [`Confirmed`](super::envelope::Confirmed).
+    Confirmed = 9,
 }
 
 impl MessageType {
     /// Every type, in order.
-    pub const ALL: [MessageType; 8] = [
+    pub const ALL: [MessageType; 9] = [
         MessageType::Heart,
         MessageType::ReplicaRequest,
         MessageType::ReplicaAnswer,
@@ -96,6 +98,7 @@ impl MessageType {
         MessageType::Record,
         MessageType::DirectoryCommand,
         MessageType::DirectorySnapshot,
+        MessageType::Confirmed,
     ];
 
     /// The type with this number in the header.
@@ -128,7 +131,9 @@ impl MessageType {
         match self {
             MessageType::Heart => HEART_FRAME_BYTES_MAX,
             MessageType::ReplicaRequest | MessageType::ReplicaAnswer => REPLICA_FRAME_BYTES_MAX,
-            MessageType::Envelope | MessageType::Reply => CALL_FRAME_BYTES_MAX,
+            MessageType::Envelope | MessageType::Reply | MessageType::Confirmed => {
+                CALL_FRAME_BYTES_MAX
+            }
             MessageType::Record => RECORD_FRAME_BYTES_MAX,
             MessageType::DirectoryCommand => DIRECTORY_COMMAND_FRAME_BYTES_MAX,
             MessageType::DirectorySnapshot => DIRECTORY_SNAPSHOT_FRAME_BYTES_MAX,

@@ -126,6 +126,18 @@ pub enum Outcome {
     TooLarge,
 }
 
+/// A gateway has the answers of all its calls up to one: what was remembered for them under internal
+/// keys may be forgotten (rule E2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+pub struct Confirmed {
+    /// Whose calls.
+    #[n(0)]
+    pub gateway: IncarnationId,
+    /// The last of them, this one included.
+    #[n(1)]
+    pub upto: u64,
+}
+
 /// Where a unit is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Route {

@@ -396,6 +396,8 @@ fn registration(node: u64) -> Registration {
         capacity: [("memory_bytes", 1 << 36), ("gpu", 1)]
             .map(|(name, amount)| (name.to_owned(), amount))
             .into(),
+        name: format!("node-{node}"),
+        address: format!("node-{node}.example.net:7600"),
     }
 }
 

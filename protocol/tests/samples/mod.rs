@@ -15,7 +15,7 @@ use understudy_protocol::wire::codec::{
     Message, MessageType, decode_exact, decode_whole, encode_frame,
 };
 use understudy_protocol::wire::envelope::{
-    CallId, CallKey, Envelope, KEY_BYTES_MAX, Outcome, Reply, Route,
+    CallId, CallKey, Confirmed, Envelope, KEY_BYTES_MAX, Outcome, Reply, Route,
 };
 use understudy_protocol::wire::heart::{
     AT_WORK_MAX, DeathNote, HeartMessage, Promise, Renewal, Report, SIGHTED_MAX, Sighted, Sighting,
@@ -472,6 +472,11 @@ fn calls(samples: &mut Vec<Sample>) {
         envelope(internal.clone(), Bytes::from_static(&[0x42; 64])),
     );
     add(samples, "envelope-empty", envelope(internal, Bytes::new()));
+    let confirmed = Confirmed {
+        gateway: IncarnationId(9),
+        upto: 7,
+    };
+    add(samples, "confirmed", confirmed);
     add(
         samples,
         "envelope-client-key",

@@ -349,6 +349,8 @@ impl World {
             works,
             labels: BTreeMap::from([("zone".into(), format!("z{zone}"))]),
             capacity: BTreeMap::new(),
+            name: String::new(),
+            address: String::new(),
         };
         for to in 0..self.nodes.len() {
             self.send(

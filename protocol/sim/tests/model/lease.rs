@@ -284,6 +284,8 @@ impl Lease {
             works: true,
             labels: BTreeMap::new(),
             capacity: BTreeMap::new(),
+            name: String::new(),
+            address: String::new(),
         };
         for (command, index) in [Command::Form(form), Command::Register(live)]
             .into_iter()

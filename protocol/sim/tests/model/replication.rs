@@ -1038,6 +1038,8 @@ fn register(directory: &mut Directory, node: NodeId) {
         works: true,
         labels: BTreeMap::new(),
         capacity: BTreeMap::new(),
+        name: String::new(),
+        address: String::new(),
     };
     commit(directory, Command::Register(new)).expect("a new start");
 }

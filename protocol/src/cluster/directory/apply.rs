@@ -225,6 +225,8 @@ impl Directory {
             labels: new.labels,
             capacity: new.capacity,
             draining,
+            name: new.name,
+            address: new.address,
         };
         self.nodes.insert(new.node, entry);
         self.actions.push_back(Action::Membership);

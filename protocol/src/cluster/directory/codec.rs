@@ -15,8 +15,8 @@ use minicbor::Decode;
 use minicbor::decode::{Decoder, Error as DecodeError};
 
 use super::command::{
-    Command, Entry, Formation, GRANTS_MAX, LABEL_BYTES_MAX, LABELS_MAX, Needs, RESOURCES_MAX,
-    Registration, SET_MAX,
+    ADDRESS_BYTES_MAX, Command, Entry, Formation, GRANTS_MAX, LABEL_BYTES_MAX, LABELS_MAX, Needs,
+    RESOURCES_MAX, Registration, SET_MAX,
 };
 use super::entries::{IncarnationEntry, Member, NodeEntry, StoreEntry, SupervisorEntry, UnitEntry};
 use super::{DIRECTORY_VERSION, Directory, ROOT};
@@ -340,6 +340,12 @@ fn formation_holds(form: &Formation) -> Held {
 
 fn registration_holds(new: &Registration) -> Held {
     labels_hold(new.labels.iter().map(|(name, value)| (name, Some(value))))?;
+    for text in [&new.name, &new.address] {
+        holds(
+            text.len() <= ADDRESS_BYTES_MAX,
+            "a node's name and address have at most 260 bytes each",
+        )?;
+    }
     resources_hold(&new.capacity)
 }
 

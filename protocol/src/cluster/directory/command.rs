@@ -302,6 +302,12 @@ pub struct Registration {
     /// What it offers, in each resource's own unit.
     #[n(7)]
     pub capacity: BTreeMap<String, u64>,
+    /// What people call it, unique among the nodes.
+    #[n(8)]
+    pub name: String,
+    /// Where its peers reach it, as `host:port`; its heart listens on the next port.
+    #[n(9)]
+    pub address: String,
 }
 
 /// What a unit needs of a node.
@@ -362,6 +368,9 @@ pub const LABELS_MAX: usize = 64;
 /// The longest name or value of a label, and the longest name of a resource, in bytes: a host's name
 /// or a device's, with room. With it a registration stays below 32 KiB.
 pub const LABEL_BYTES_MAX: usize = 128;
+
+/// The longest name or address of a node, in bytes: a DNS name (RFC 1035 allows 253) and a port.
+pub const ADDRESS_BYTES_MAX: usize = 260;
 
 /// Kinds of resources that a node offers or a unit needs: processor, memory, disk, and the devices
 /// of one machine.

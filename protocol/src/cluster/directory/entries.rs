@@ -40,6 +40,12 @@ pub struct NodeEntry {
     /// Its units are to go elsewhere.
     #[n(6)]
     pub draining: bool,
+    /// What people call it.
+    #[n(7)]
+    pub name: String,
+    /// Where its peers reach it, as `host:port`; its heart listens on the next port.
+    #[n(8)]
+    pub address: String,
 }
 
 /// One start of a node, until its promises are over.

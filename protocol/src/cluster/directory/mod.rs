@@ -38,8 +38,8 @@ use alloc::vec::Vec;
 use minicbor::Encode;
 
 pub use command::{
-    Claim, Command, Entry, Formation, GRANTS_MAX, Grant, LABEL_BYTES_MAX, LABELS_MAX, Needs,
-    RESOURCES_MAX, Registration, SET_MAX, Void,
+    ADDRESS_BYTES_MAX, Claim, Command, Entry, Formation, GRANTS_MAX, Grant, LABEL_BYTES_MAX,
+    LABELS_MAX, Needs, RESOURCES_MAX, Registration, SET_MAX, Void,
 };
 pub use entries::{
     IncarnationEntry, Member, NodeEntry, Owner, Run, StoreEntry, SupervisorEntry, UnitEntry,

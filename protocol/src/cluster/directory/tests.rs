@@ -206,6 +206,8 @@ fn registration(node: u64, start: u64) -> Registration {
         works: true,
         labels: BTreeMap::new(),
         capacity: BTreeMap::new(),
+        name: alloc::string::String::new(),
+        address: alloc::string::String::new(),
     }
 }
 

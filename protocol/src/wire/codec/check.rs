@@ -5,7 +5,7 @@
 
 use super::{CALL_BODY_BYTES_MAX, Message, MessageType};
 use crate::id::ChildId;
-use crate::wire::envelope::{CallKey, Envelope, KEY_BYTES_MAX, Outcome, Reply};
+use crate::wire::envelope::{CallKey, Confirmed, Envelope, KEY_BYTES_MAX, Outcome, Reply};
 use crate::wire::heart::{AT_WORK_MAX, HeartMessage, SIGHTED_MAX};
 use crate::wire::record::{Head, Record};
 use crate::wire::replica::{
@@ -96,6 +96,14 @@ impl Message for Reply {
             | Outcome::TooLarge
             | Outcome::Unknown => Ok(()),
         }
+    }
+}
+
+impl Message for Confirmed {
+    const TYPE: MessageType = MessageType::Confirmed;
+
+    fn check(&self) -> Result<(), &'static str> {
+        Ok(())
     }
 }
 

@@ -1,0 +1,267 @@
+//! What the gateway and the binary call: one node, seen from inside its process.
+//!
+//! Owns: the questions that may be asked of a node, and the errors they may end in. Never answers one
+//! itself: the core task does, and a call that has to go elsewhere goes over the lanes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use understudy_protocol::cluster::directory::{Command, Directory};
+use understudy_protocol::id::{ChildId, IncarnationId, NodeId, Seq, StoreId, UnitId};
+use understudy_protocol::time::Time;
+
+use crate::events::{EventStream, Events};
+
+/// A node, for whoever lives in its process. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    asks: mpsc::Sender<Ask>,
+    view: watch::Receiver<Arc<View>>,
+    events: Events,
+}
+
+/// What a node knows, at one moment.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The directory as applied here.
+    pub directory: Arc<Directory>,
+    /// This node.
+    pub node: NodeId,
+    /// This start of it.
+    pub incarnation: IncarnationId,
+    /// Its store.
+    pub store: StoreId,
+    /// Who leads the directory, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// Until when its lease is valid, by its own clock; [`Time::ZERO`] before the first.
+    pub lease_until: Time,
+    /// Peers that it has connections to.
+    pub peers: Vec<Peer>,
+    /// Seeds of the configuration that no connected peer stands at.
+    pub missing_seeds: Vec<String>,
+    /// Units that it serves.
+    pub serving: BTreeSet<UnitId>,
+    /// Units that it owns and of which no complete replica answers (T2).
+    pub unavailable: BTreeSet<UnitId>,
+}
+
+/// A connected peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Which node.
+    pub node: NodeId,
+    /// What people call it.
+    pub name: String,
+    /// Where it is reached.
+    pub address: String,
+    /// Its store.
+    pub store: StoreId,
+    /// Whether its store should vote.
+    pub votes: bool,
+}
+
+/// The answer to a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// What the child answered.
+    pub body: Bytes,
+    /// The last record that it reflects.
+    pub reflects: Seq,
+    /// Who served it; none when the node has left the directory since.
+    pub node: Option<NodeId>,
+}
+
+/// Why a call was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// Not done: a queue or a table is full.
+    #[error("the child, or the way to it, is full; try again in {retry_after:?}")]
+    Overloaded {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// Not done: the key was used for another request.
+    #[error("this idempotency key was used for another request")]
+    Conflict,
+    /// Not done: the unit is quarantined, or no complete replica of it answers.
+    #[error("{0} is unavailable: it is in quarantine, or no complete copy of its records answers")]
+    Unavailable(ChildId),
+    /// Not done: no such dedicated child exists.
+    #[error("there is no child {0}")]
+    NotFound(ChildId),
+    /// Not done: the step and its answer do not fit a record.
+    #[error("the step and its answer do not fit a record")]
+    TooLarge,
+    /// The caller's time is over. Nobody can say whether it was done: ask again with the same key.
+    #[error("no answer within {0:?}; ask again with the same key")]
+    DeadlineExceeded(Duration),
+    /// Not done: the cluster has not been formed.
+    #[error("the cluster is not formed")]
+    NotFormed,
+    /// Nobody can say whether it was done: the node is stopping.
+    #[error("the node is stopping; ask another with the same key")]
+    Stopping,
+}
+
+/// Why a command was not seen applied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// It may still be applied later.
+    #[error("the directory did not take the change within {0:?}; is a majority of voters up?")]
+    TimedOut(Duration),
+    /// The node is stopping; it may still be applied.
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+/// Why no cluster was formed. Nothing has changed, unless said otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormError {
+    /// It was formed before.
+    #[error("this node belongs to a cluster already")]
+    AlreadyFormed,
+    /// A seed does not answer.
+    #[error("no connection to {}; start them, or form the cluster of this node alone", .0.join(", "))]
+    Missing(Vec<String>),
+    /// A node alone was not asked for by name.
+    #[error("this node has no seeds: say that it is to be a cluster alone")]
+    NotSingle,
+    /// Too few voters to outlive one.
+    #[error("{0} voters can outlive the loss of none; configure three, or one alone")]
+    BadVoters(usize),
+    /// Raft refused.
+    #[error("{0}")]
+    Raft(String),
+    /// It was begun, but nobody has seen the first entry applied: look again later.
+    #[error("the first entry was not applied within {0:?}; the nodes go on trying")]
+    TimedOut(Duration),
+    /// The node is stopping.
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+/// What the core is asked.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    Call {
+        child: ChildId,
+        key: Option<String>,
+        body: Bytes,
+        patience: Duration,
+        answer: oneshot::Sender<Result<Answered, CallError>>,
+    },
+    Propose(Command),
+    Form {
+        single: bool,
+        answer: oneshot::Sender<Result<(), FormError>>,
+    },
+}
+
+impl Handle {
+    pub(crate) fn new(
+        asks: mpsc::Sender<Ask>,
+        view: watch::Receiver<Arc<View>>,
+        events: Events,
+    ) -> Handle {
+        Handle { asks, view, events }
+    }
+
+    /// What the node knows now.
+    pub fn view(&self) -> Arc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// Waits until the view shows what `shows` looks for; `None` after `patience`.
+    pub async fn wait_for(
+        &self,
+        patience: Duration,
+        mut shows: impl FnMut(&View) -> bool,
+    ) -> Option<Arc<View>> {
+        let mut view = self.view.clone();
+        let seen = tokio::time::timeout(patience, view.wait_for(|view| shows(view)));
+        seen.await.ok()?.ok().map(|view| view.clone())
+    }
+
+    /// Calls a child, wherever it is. The body is done once under a key, however often it is asked.
+    pub async fn call(
+        &self,
+        child: ChildId,
+        key: Option<String>,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<Answered, CallError> {
+        let (answer, answered) = oneshot::channel();
+        let ask = Ask::Call {
+            child,
+            key,
+            body,
+            patience,
+            answer,
+        };
+        match self.asks.try_send(ask) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                return Err(CallError::Overloaded {
+                    retry_after: RETRY_AFTER,
+                });
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(CallError::Stopping),
+        }
+        answered.await.unwrap_or(Err(CallError::Stopping))
+    }
+
+    /// Has a command committed: repeats it to the leader until `done` holds of the directory as
+    /// applied here. A command must be one that may be repeated.
+    pub async fn propose(
+        &self,
+        command: Command,
+        patience: Duration,
+        done: impl Fn(&Directory) -> bool,
+    ) -> Result<(), ProposeError> {
+        let until = tokio::time::Instant::now() + patience;
+        while tokio::time::Instant::now() < until {
+            let asked = self.asks.send(Ask::Propose(command.clone())).await;
+            asked.map_err(|_| ProposeError::Stopping)?;
+            let left = until - tokio::time::Instant::now();
+            if self
+                .wait_for(left.min(PROPOSE_AGAIN), |view| done(&view.directory))
+                .await
+                .is_some()
+            {
+                return Ok(());
+            }
+        }
+        Err(ProposeError::TimedOut(patience))
+    }
+
+    /// Forms the cluster of this node and its seeds, or of this node alone. Once: nodes never form
+    /// one by themselves.
+    pub async fn form(&self, single: bool) -> Result<(), FormError> {
+        let (answer, answered) = oneshot::channel();
+        let asked = self.asks.send(Ask::Form { single, answer }).await;
+        asked.map_err(|_| FormError::Stopping)?;
+        answered.await.unwrap_or(Err(FormError::Stopping))?;
+        let formed = |view: &View| view.directory.is_formed();
+        let seen = self.wait_for(FORM_PATIENCE, formed).await;
+        seen.map(|_| ()).ok_or(FormError::TimedOut(FORM_PATIENCE))
+    }
+
+    /// What happened after the event with this number (of the last [`crate::events::HISTORY_MAX`]),
+    /// and then what happens.
+    pub fn events(&self, after: Option<u64>) -> EventStream {
+        self.events.follow(after)
+    }
+}
+
+/// A caller waits this long when the node's own queue is full: some milliseconds empty it.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// How long a proposal may take before it is made again: some round trips and a flush.
+const PROPOSE_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long the first election and the first entry may take.
+const FORM_PATIENCE: Duration = Duration::from_secs(20);
