@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::Client;
+use crate::relay::Relays;
 use crate::{ports, process};
 
 /// What a cluster is to be like.
@@ -27,8 +28,8 @@ pub struct Options {
     pub testing_kinds: bool,
     /// Lines that are added to every node's configuration.
     pub config: String,
-    /// Where a node says it is reached, when that is not where it listens: a relay of the test.
-    pub advertise: BTreeMap<usize, u16>,
+    /// Put relays in front of the nodes, so that links can be cut: see [`Cluster::relays`].
+    pub relays: bool,
     /// Where the folder of the cluster is made; the system's own place when none.
     pub base: Option<PathBuf>,
 }
@@ -40,7 +41,7 @@ impl Default for Options {
             preset: None,
             testing_kinds: false,
             config: String::new(),
-            advertise: BTreeMap::new(),
+            relays: false,
             base: None,
         }
     }
@@ -55,6 +56,7 @@ pub struct Cluster {
     nodes: Vec<Node>,
     token: String,
     client: Client,
+    relays: Option<Relays>,
 }
 
 struct Node {
@@ -67,7 +69,7 @@ struct Node {
 
 impl Cluster {
     /// Makes the certificates and configurations of a cluster; nothing runs yet.
-    pub fn prepare(exe: &Path, options: Options) -> Result<Cluster> {
+    pub async fn prepare(exe: &Path, options: Options) -> Result<Cluster> {
         if !process::is_executable(exe) {
             bail!("{} is not there, or cannot be run", exe.display());
         }
@@ -87,6 +89,7 @@ impl Cluster {
             token,
             dir,
             options,
+            relays: None,
         };
         for nth in 0..cluster.options.nodes {
             cluster.nodes.push(Node {
@@ -96,6 +99,10 @@ impl Cluster {
                 child: None,
                 starts: 0,
             });
+        }
+        if cluster.options.relays {
+            let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.udp).collect();
+            cluster.relays = Some(Relays::start(&ports).await?);
         }
         std::fs::write(cluster.dir.path().join("token"), &cluster.token)?;
         let ca = cluster.dir.path().join("ca");
@@ -109,7 +116,7 @@ impl Cluster {
 
     /// Prepares a cluster, starts its nodes, forms it, and waits until it is whole.
     pub async fn start(exe: &Path, options: Options) -> Result<Cluster> {
-        let mut cluster = Cluster::prepare(exe, options)?;
+        let mut cluster = Cluster::prepare(exe, options).await?;
         for nth in 0..cluster.nodes.len() {
             cluster.spawn(nth)?;
         }
@@ -180,8 +187,8 @@ impl Cluster {
     fn configure(&self, nth: usize) -> Result<()> {
         let node = &self.nodes[nth];
         let advertised = |nth: usize| {
-            let port = self.options.advertise.get(&nth);
-            port.copied().unwrap_or(self.nodes[nth].udp)
+            let relays = self.relays.as_ref();
+            relays.map_or(self.nodes[nth].udp, |relays| relays.advertised()[nth])
         };
         let others = (0..self.nodes.len()).filter(|other| *other != nth);
         let seeds: Vec<String> = others
@@ -487,6 +494,13 @@ impl Cluster {
     /// The UDP port that a node listens on; its heart listens on the next.
     pub fn udp(&self, nth: usize) -> u16 {
         self.nodes[nth].udp
+    }
+
+    /// The relays in front of the nodes.
+    pub fn relays(&self) -> Result<&Relays> {
+        self.relays
+            .as_ref()
+            .context("the cluster was started without relays")
     }
 
     /// A client with the cluster's token.

@@ -10,3 +10,4 @@ pub mod cluster;
 pub mod http;
 pub mod ports;
 pub mod process;
+pub mod relay;
