@@ -69,7 +69,6 @@ pub(crate) enum Change {
 struct Process {
     pid: Pid,
     handle: OwnedFd,
-    session: Option<Pid>,
 }
 
 struct Starting {
@@ -147,11 +146,7 @@ impl Helpers {
             let Starting { id, is_doomed } = self.starting.take().expect("one was under way");
             changes.push(match outcome.and_then(|pid| Ok((pid, open(pid)?))) {
                 Ok((pid, handle)) => {
-                    let process = Process {
-                        pid,
-                        handle,
-                        session: Some(pid),
-                    };
+                    let process = Process { pid, handle };
                     if is_doomed {
                         process.kill();
                     }
@@ -192,12 +187,12 @@ impl Helpers {
             }
         }
         let sessions: HashSet<Pid> = self.helpers().map(|(_, process)| process.pid).collect();
-        self.running
-            .iter()
-            .filter(|(id, process)| {
-                id.0 >= ORPHANS_FROM && process.session.is_none_or(|of| !sessions.contains(&of))
-            })
-            .for_each(|(_, orphan)| orphan.kill());
+        for (_, orphan) in self.running.range(HelperId(ORPHANS_FROM)..) {
+            // Asked every time: a daemon leaves its session when it likes.
+            if !getsid(Some(orphan.pid)).is_ok_and(|session| sessions.contains(&session)) {
+                orphan.kill();
+            }
+        }
         changes
     }
 
@@ -211,7 +206,6 @@ impl Helpers {
                 let process = Process {
                     pid,
                     handle: open(pid).ok()?,
-                    session: getsid(Some(pid)).ok(),
                 };
                 // Only a child can be waited for: the number still means the process that was read.
                 process.is_child().then_some(process)

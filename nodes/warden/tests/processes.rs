@@ -265,7 +265,7 @@ fn what_outlives_its_helper_is_killed_and_so_is_a_daemon() {
     let notes = tempfile::tempdir().unwrap();
     let mut node = Node::start(notes.path());
     // It leaves its helper's session: nobody answers for it any more.
-    node.sh("(setsid sh -c 'echo $$ >&3; exec sleep 1000' &); exec sleep 1000");
+    node.sh("(sh -c 'echo $$ >&3; exec setsid sleep 1000' &); exec sleep 1000");
     gone("the daemon", pid(&node.hear("helper says ")));
 
     node.sh("sleep 1000 & echo $! >&3");
