@@ -14,6 +14,8 @@
 
 mod translate;
 
+pub use translate::translate;
+
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -481,7 +483,7 @@ impl Controller {
         leading.plan_due = false;
         leading.planned = now;
         let suspected = leading.suspected(now, &self.directory);
-        let (desired, observed) = translate::translate(&self.directory, &suspected);
+        let (desired, observed) = translate(&self.directory, &suspected);
         let plan = placement::plan(&desired, &observed);
         let mut grants = Vec::new();
         for grant in plan.grants.into_iter().take(GRANTS_MAX) {
