@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info};
 
@@ -90,8 +91,8 @@ struct Waiting {
 /// What comes over the lanes and the truth plane.
 #[derive(Debug)]
 pub(crate) enum Input {
-    Envelope { from: NodeId, envelope: Envelope },
-    Reply { from: NodeId, reply: Reply },
+    Envelope(Envelope),
+    Reply(Reply),
     Answer(ReplicaAnswer),
     Confirmed(Confirmed),
     Forwarded(Command),
@@ -360,15 +361,11 @@ impl Core {
 
     fn on_input(&mut self, input: Input) {
         match input {
-            Input::Envelope { from, envelope } => {
-                self.outlet.remember_gateway(envelope.call.gateway, from);
+            Input::Envelope(envelope) => {
                 let route = self.route(&envelope.to);
                 self.tell_agent(agent::Event::Call { envelope, route });
             }
-            Input::Reply { from, reply } => {
-                debug!(%from, ?reply.call, "a reply");
-                self.tell_caller(caller::Event::Reply(reply));
-            }
+            Input::Reply(reply) => self.tell_caller(caller::Event::Reply(reply)),
             Input::Answer(answer) => self.tell_agent(agent::Event::Answer(answer)),
             Input::Confirmed(Confirmed { gateway, upto }) => {
                 self.tell_agent(agent::Event::Confirmed(gateway, upto));
@@ -495,49 +492,41 @@ impl Core {
         if self.controller.directory().is_formed() {
             return Err(FormError::AlreadyFormed);
         }
-        let missing = self.missing_seeds();
+        let missing = self.outlet.missing_seeds();
         if !single && !missing.is_empty() {
             return Err(FormError::Missing(missing));
         }
         if !single && self.config.seeds.is_empty() && self.peers.is_empty() {
             return Err(FormError::NotSingle);
         }
+        let me = (self.config.store, (self.config.votes, self.config.works));
         let peers = self.peers.values().filter(|_| !single);
-        let stores = peers.map(|peer| (peer.store, peer.votes));
-        let stores: BTreeMap<StoreId, bool> = stores
-            .chain([(self.config.store, self.config.votes)])
+        let stores: BTreeMap<StoreId, (bool, bool)> = peers
+            .map(|peer| (peer.store, (peer.votes, peer.works)))
+            .chain([me])
             .collect();
-        let voters: BTreeSet<StoreId> = stores
-            .iter()
-            .filter(|(_, votes)| **votes)
-            .map(|(store, _)| *store)
-            .collect();
+        let of = |which: fn(&(bool, bool)) -> bool| -> BTreeSet<StoreId> {
+            let stores = stores.iter().filter(|(_, roles)| which(roles));
+            stores.map(|(store, _)| *store).collect()
+        };
+        let voters = of(|(votes, _)| *votes);
         if voters.is_empty() {
             return Err(FormError::BadVoters(0));
         }
+        // R4: a witness stores when fewer than three other nodes do.
+        let workers = of(|(_, works)| *works);
+        let storing = if workers.len() < 3 { of(|_| true) } else { workers };
         let replicas = self.config.replicas;
-        let set = stores.keys().copied().take(usize::from(replicas)).collect();
+        let set: BTreeSet<StoreId> = storing.into_iter().take(usize::from(replicas)).collect();
         Ok(Formation {
             voters,
             ttl: self.config.ttl,
             replicas,
-            min_copies: if stores.len() == 1 {
-                1
-            } else {
-                self.config.min_copies
-            },
+            // R4: one while there is one store; raised when every set has two.
+            min_copies: if set.len() == 1 { 1 } else { self.config.min_copies },
             shards: FIRST_SHARDS,
             set,
         })
-    }
-
-    fn missing_seeds(&self) -> Vec<String> {
-        let seeds = self.config.seeds.iter();
-        let answered = |seed: &&String| self.peers.values().any(|peer| peer.address == **seed);
-        seeds
-            .filter(|seed| !answered(seed) && **seed != self.config.address)
-            .cloned()
-            .collect()
     }
 
     fn is_listed(&self) -> bool {
@@ -625,7 +614,7 @@ impl Core {
             leader,
             lease_until: self.heart.lease_until(),
             peers: self.peers.values().map(peer_of).collect(),
-            missing_seeds: self.missing_seeds(),
+            missing_seeds: self.outlet.missing_seeds(),
             serving: self.serving.clone(),
             unavailable: self.unavailable.clone(),
         }));
@@ -653,8 +642,7 @@ fn peer_of(hello: &Hello) -> Peer {
 
 /// SHA-256 of the request, first eight bytes (rule E2).
 fn request_hash(body: &[u8]) -> u64 {
-    use sha2::Digest as _;
-    let digest: [u8; 32] = sha2::Sha256::digest(body).into();
+    let digest: [u8; 32] = Sha256::digest(body).into();
     digest[..8].iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 

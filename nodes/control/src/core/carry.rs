@@ -28,7 +28,6 @@ impl Core {
                 self.tell_agent_of(mine);
             }
             controller::Action::Over(incarnation) => {
-                self.outlet.forget_gateway(incarnation);
                 self.tell_agent(agent::Event::GatewayGone(incarnation));
             }
             controller::Action::Voided(id, void) => {

@@ -74,6 +74,11 @@ impl Outlet {
             .collect();
     }
 
+    /// Seeds that nobody answers at.
+    pub(super) fn missing_seeds(&self) -> Vec<String> {
+        self.net.missing_seeds()
+    }
+
     /// To a store: this node's own without a detour.
     pub(super) fn ask(&mut self, to: StoreId, node: Option<NodeId>, request: ReplicaRequest) {
         if to == self.store {

@@ -546,6 +546,7 @@ fn hello_of(node: u64, incarnation: u64, address: &str) -> Hello {
         name: format!("node {node}"),
         address: address.to_owned(),
         votes: true,
+        works: true,
     }
 }
 
