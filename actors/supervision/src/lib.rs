@@ -7,3 +7,6 @@
 //! Never does: deciding a restart, a placement or who owns a unit. The machines of
 //! `understudy-protocol` decide; the driver feeds them events and carries their actions out, so
 //! that a decision can be replayed from a log without any actor running.
+
+pub mod clock;
+pub mod store;
