@@ -49,6 +49,7 @@ use crate::raft::{RaftDriver, RaftEvent};
 use outlet::Outlet;
 
 pub use inbox::CoreInbox;
+pub use outlet::answer;
 pub use start::{CoreConfig, CoreParts, CoreTask, Warden, start};
 
 /// Everything that one node decides with, and the ends of everything that carries it out.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,8 +35,8 @@ pub(super) struct Outlet {
     me: NodeId,
     store: StoreId,
     net: Net,
-    replica: ReplicaThread,
-    limit: Arc<LimitFile>,
+    replica: Arc<ReplicaThread>,
+    limit: Arc<Mutex<LimitFile>>,
     /// Where the gateway of an incarnation is, learned from connections: the directory may not list
     /// it any more, or not yet.
     gateways: BTreeMap<IncarnationId, NodeId>,
@@ -51,8 +51,8 @@ impl Outlet {
         me: NodeId,
         store: StoreId,
         net: Net,
-        replica: ReplicaThread,
-        limit: Arc<LimitFile>,
+        replica: Arc<ReplicaThread>,
+        limit: Arc<Mutex<LimitFile>>,
     ) -> Outlet {
         Outlet {
             me,
@@ -165,7 +165,7 @@ impl Outlet {
     /// L3: the limit is on disk before the heart promises by it.
     pub(super) fn flush_limit(&mut self, ttl: Ttl, heart: &HeartHandle) {
         let (limit, heart) = (self.limit.clone(), heart.clone());
-        self.tasks.spawn_blocking(move || match limit.put(ttl) {
+        self.tasks.spawn_blocking(move || match lock(&limit).put(ttl) {
             Ok(()) => heart.tell(HeartInput::Voter(voter::Event::LimitFlushed(ttl))),
             Err(error) => warn!(%error, "the longest TTL could not be flushed; the voter stays mute"),
         });
@@ -222,7 +222,7 @@ impl Outlet {
 }
 
 /// Frames an answer of this node's store and sends it; called on the store's thread.
-pub(super) fn answer(net: &Net, to: NodeId, answer: &ReplicaAnswer) {
+pub fn answer(net: &Net, to: NodeId, answer: &ReplicaAnswer) {
     send(net, to, lane_of(answer.unit), answer);
 }
 
@@ -243,6 +243,10 @@ fn framed<T: Message>(message: &T) -> Option<Bytes> {
             None
         }
     }
+}
+
+fn lock(limit: &Mutex<LimitFile>) -> MutexGuard<'_, LimitFile> {
+    limit.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the heart of a node listens: one port above its address.

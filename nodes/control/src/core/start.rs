@@ -4,6 +4,7 @@
 
 use super::*;
 use std::net::SocketAddr;
+use std::sync::Mutex;
 
 use tokio::task::JoinHandle;
 use understudy_protocol::cluster::agent::AgentSettings;
@@ -69,9 +70,9 @@ pub struct CoreParts {
     /// The lanes and the truth plane.
     pub net: Net,
     /// This node's store.
-    pub replica: ReplicaThread,
+    pub replica: Arc<ReplicaThread>,
     /// The file of the heart's limit.
-    pub limit: Arc<LimitFile>,
+    pub limit: Arc<Mutex<LimitFile>>,
     /// Raft.
     pub raft: Arc<RaftDriver>,
     /// What Raft says.
