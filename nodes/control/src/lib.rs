@@ -9,4 +9,6 @@
 
 pub mod events;
 pub mod handle;
+pub mod heart;
 pub mod raft;
+mod realtime;
