@@ -442,7 +442,7 @@ async fn shutdown_ends_every_child_and_a_dropped_driver_kills_them() {
     let Stage {
         driver, mut events, ..
     } = stage;
-    let ends = tokio::spawn(async move {
+    let counted = async {
         let mut ends = 0;
         while let Some(event) = events.recv().await {
             assert!(matches!(
@@ -455,9 +455,9 @@ async fn shutdown_ends_every_child_and_a_dropped_driver_kills_them() {
             ends += 1;
         }
         ends
-    });
-    timeout(PATIENCE, driver.shutdown()).await.unwrap();
-    assert_eq!(timeout(PATIENCE, ends).await.unwrap().unwrap(), 10);
+    };
+    let both = async { tokio::join!(driver.shutdown(), counted) };
+    assert_eq!(timeout(PATIENCE, both).await.unwrap(), ((), 10));
 
     let mut stage = Stage::new(Kinds::new());
     let child = stage.up("t/testing-slow/a").await;

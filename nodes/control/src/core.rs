@@ -34,7 +34,6 @@ use understudy_protocol::id::{ChildId, LogId, NodeId, StoreId, Term, UnitId};
 use understudy_protocol::machine::Machine;
 use understudy_protocol::supervision::Exit;
 use understudy_protocol::time::Time;
-use understudy_protocol::wire::codec::Message as _;
 use understudy_protocol::wire::envelope::{CallKey, Confirmed, Envelope, Outcome, Reply, Route};
 use understudy_protocol::wire::heart::Report;
 use understudy_protocol::wire::replica::ReplicaAnswer;
@@ -57,7 +56,8 @@ struct Core {
     controller: Controller,
     agent: Agent,
     caller: Caller,
-    raft: RaftDriver,
+    raft: Arc<RaftDriver>,
+    asks: mpsc::Sender<Ask>,
     heart: HeartHandle,
     driver: Driver,
     outlet: Outlet,
@@ -222,40 +222,24 @@ impl Core {
 
     fn on_raft(&mut self, event: RaftEvent) {
         match event {
-            RaftEvent::Opened { snapshot, open } => {
-                let settled = snapshot.as_ref().map(|directory| directory.facts());
+            RaftEvent::Read { directory, open } => {
+                let settled = directory.as_ref().map(|directory| directory.facts());
                 self.tell_voter(voter::Event::Read {
                     settled: settled.unwrap_or_default(),
                     open,
                 });
-                if let Some(directory) = snapshot {
+                if let Some(directory) = directory {
                     self.install(*directory);
                 }
             }
             RaftEvent::Held(id, fact) => self.tell_voter(voter::Event::Held(id, fact)),
             RaftEvent::Truncated(from) => self.tell_voter(voter::Event::Truncated(from)),
-            RaftEvent::Apply { entries, done } => {
-                for (id, entry) in entries {
-                    self.apply(id, entry);
-                }
+            RaftEvent::Apply(id, entry) => self.apply(id, entry),
+            RaftEvent::Snapshot(answer) => {
                 // Raft may be gone when the node stops.
-                let _ = done.send(());
+                let _ = answer.send(Arc::new(self.controller.directory().clone()));
             }
-            RaftEvent::Install { directory, done } => {
-                self.tell_voter(voter::Event::Read {
-                    settled: directory.facts(),
-                    open: Vec::new(),
-                });
-                self.install(*directory);
-                let _ = done.send(());
-            }
-            RaftEvent::Snapshot { answer } => {
-                let directory = self.controller.directory();
-                let mut bytes = Vec::new();
-                let encoded =
-                    understudy_protocol::wire::codec::encode_frame(directory, &mut bytes);
-                let _ = answer.send(encoded.map(|()| (directory.applied(), Bytes::from(bytes))));
-            }
+            RaftEvent::Failed(why) => (self.config.fatal)(format!("Raft has stopped: {why}")),
             RaftEvent::Role { leading, term } => {
                 self.leads_from = leading.then_some(term);
                 self.tell_holder(holder::Event::Leading(leading));
@@ -285,7 +269,8 @@ impl Core {
         };
         if let Err(refused) = self.controller.handle(clock::now(), event) {
             // The log and the directory have parted: going on would part it from the others'.
-            panic!("entry {id:?} cannot be applied: {refused}");
+            let why = format!("entry {id:?} cannot be applied: {refused}");
+            return (self.config.fatal)(why);
         }
         self.directory_moved = true;
         while let Some(action) = self.controller.poll_action() {
@@ -416,10 +401,17 @@ impl Core {
     fn on_ask(&mut self, ask: Ask) {
         match ask {
             Ask::Propose(command) => self.propose(command),
-            Ask::Form { single, answer } => {
-                let formed = self.form(single);
+            Ask::Form { single, answer } => match self.formation(single) {
+                Ok(formation) => {
+                    let (raft, asks) = (self.raft.clone(), self.asks.clone());
+                    self.outlet.form(raft, asks, formation, answer);
+                }
                 // Whoever asked may have gone.
-                let _ = answer.send(formed);
+                Err(error) => drop(answer.send(Err(error))),
+            },
+            Ask::Formed(formation) => {
+                self.forming = Some(formation);
+                self.say_again_at = clock::now();
             }
             Ask::Call {
                 child,
@@ -498,8 +490,8 @@ impl Core {
         })
     }
 
-    /// Begins to form the cluster of this node and its seeds, or of this node alone.
-    fn form(&mut self, single: bool) -> Result<(), FormError> {
+    /// How the cluster of this node and its seeds, or of this node alone, would begin.
+    fn formation(&self, single: bool) -> Result<Formation, FormError> {
         if self.controller.directory().is_formed() {
             return Err(FormError::AlreadyFormed);
         }
@@ -525,8 +517,8 @@ impl Core {
         }
         let replicas = self.config.replicas;
         let set = stores.keys().copied().take(usize::from(replicas)).collect();
-        let formation = Formation {
-            voters: voters.clone(),
+        Ok(Formation {
+            voters,
             ttl: self.config.ttl,
             replicas,
             min_copies: if stores.len() == 1 {
@@ -536,11 +528,7 @@ impl Core {
             },
             shards: FIRST_SHARDS,
             set,
-        };
-        self.raft.form(voters);
-        self.forming = Some(formation);
-        self.say_again_at = clock::now();
-        Ok(())
+        })
     }
 
     fn missing_seeds(&self) -> Vec<String> {

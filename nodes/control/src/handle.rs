@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use understudy_protocol::cluster::directory::{Command, Directory};
+use understudy_protocol::cluster::directory::{Command, Directory, Formation};
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, Seq, StoreId, UnitId};
 use understudy_protocol::time::Time;
 
@@ -144,9 +144,11 @@ pub enum FormError {
     Stopping,
 }
 
-/// What the core is asked.
+/// What the core is asked: the other end of a [`Handle`].
 #[derive(Debug)]
-pub(crate) enum Ask {
+#[allow(missing_docs)] // the fields are those of the handle's methods
+pub enum Ask {
+    /// See [`Handle::call`].
     Call {
         child: ChildId,
         key: Option<String>,
@@ -154,15 +156,20 @@ pub(crate) enum Ask {
         patience: Duration,
         answer: oneshot::Sender<Result<Answered, CallError>>,
     },
+    /// See [`Handle::propose`].
     Propose(Command),
+    /// See [`Handle::form`].
     Form {
         single: bool,
         answer: oneshot::Sender<Result<(), FormError>>,
     },
+    /// Raft has begun; the first entry is to be proposed until it is applied.
+    Formed(Formation),
 }
 
 impl Handle {
-    pub(crate) fn new(
+    /// A handle of whoever answers `asks` and keeps `view` true.
+    pub fn new(
         asks: mpsc::Sender<Ask>,
         view: watch::Receiver<Arc<View>>,
         events: Events,

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -19,13 +20,13 @@ use understudy_protocol::wire::replica::ReplicaRequest;
 use understudy_transport::net::{Full, Hello, Inbox, PeerChange, RequestRefused};
 
 use super::Input;
-use crate::raft::RaftRequests;
+use crate::raft::RaftDriver;
 
 /// The receiving side of one node.
 pub struct CoreInbox {
     pub(super) lanes: mpsc::Sender<Input>,
     pub(super) store: Box<dyn Fn(NodeId, ReplicaRequest) -> bool + Send + Sync>,
-    pub(super) raft: RaftRequests,
+    pub(super) raft: Arc<RaftDriver>,
     /// Who is connected now: nothing is lost when the core is late.
     pub(super) peers: watch::Sender<BTreeMap<NodeId, Hello>>,
 }
@@ -100,7 +101,8 @@ impl Inbox for CoreInbox {
                 let raft = self.raft.clone();
                 Box::pin(async move {
                     debug!(%from, kind, "a request of raft");
-                    raft.on_request(kind, body).await.ok_or(RequestRefused)
+                    let answered = raft.on_request(kind, body).await;
+                    answered.map_err(|_| RequestRefused)
                 })
             }
         }

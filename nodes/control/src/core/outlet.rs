@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use understudy_protocol::cluster::directory::{Command, Directory, Entry};
+use understudy_protocol::cluster::directory::{Command, Directory, Entry, Formation};
 use understudy_protocol::cluster::lease::voter;
 use understudy_protocol::id::{IncarnationId, NodeId, StoreId, UnitId};
 use understudy_protocol::time::ClusterTime;
@@ -25,7 +26,9 @@ use understudy_transport::net::{Hello, Lane, Net};
 
 use super::inbox::{PROPOSAL, REPORT};
 use super::start::Warden;
+use crate::handle::{Ask, FormError};
 use crate::heart::{HeartHandle, HeartInput};
+use crate::raft::{self, RaftDriver};
 
 /// Everything that leaves the core.
 pub(super) struct Outlet {
@@ -129,6 +132,28 @@ impl Outlet {
             if let Err(error) = net.request(to, kind, frame, REQUEST_PATIENCE).await {
                 debug!(%to, kind, %error, "a request was not answered");
             }
+        });
+    }
+
+    /// Begins Raft with the formation's voters. A member that has begun already goes on: the first
+    /// entry may not have been applied the last time.
+    pub(super) fn form(
+        &mut self,
+        raft: Arc<RaftDriver>,
+        asks: mpsc::Sender<Ask>,
+        formation: Formation,
+        answer: oneshot::Sender<Result<(), FormError>>,
+    ) {
+        self.tasks.spawn(async move {
+            let formed = match raft.form(formation.voters.clone()).await {
+                Ok(()) | Err(raft::FormError::AlreadyFormed) => {
+                    let told = asks.send(Ask::Formed(formation)).await;
+                    told.map_err(|_| FormError::Stopping)
+                }
+                Err(error) => Err(FormError::Raft(error.to_string())),
+            };
+            // Whoever asked may have gone.
+            let _ = answer.send(formed);
         });
     }
 

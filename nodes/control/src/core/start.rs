@@ -16,7 +16,7 @@ use understudy_transport::net::Net;
 use crate::handle::Handle;
 
 /// What stays the same for one start of a node.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CoreConfig {
     /// This node.
     pub node: NodeId,
@@ -48,6 +48,8 @@ pub struct CoreConfig {
     pub work_limit: Duration,
     /// After how long without a call a light child is passivated.
     pub passivate_after: Duration,
+    /// Ends the process: the node cannot go on, and says why.
+    pub fatal: Arc<dyn Fn(String) + Send + Sync>,
 }
 
 /// The warden, as the core needs it.
@@ -71,7 +73,7 @@ pub struct CoreParts {
     /// The file of the heart's limit.
     pub limit: Arc<LimitFile>,
     /// Raft.
-    pub raft: RaftDriver,
+    pub raft: Arc<RaftDriver>,
     /// What Raft says.
     pub raft_events: mpsc::Receiver<RaftEvent>,
     /// The heart.
@@ -105,7 +107,7 @@ impl CoreInbox {
         + Send
         + Sync
         + 'static,
-        raft: crate::raft::RaftRequests,
+        raft: Arc<RaftDriver>,
     ) -> (CoreInbox, InboxEnds) {
         let (lanes, lanes_end) = mpsc::channel(LANES_MAX);
         let (peers, peers_end) = watch::channel(BTreeMap::new());
@@ -152,6 +154,7 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         unavailable: BTreeSet::new(),
     }));
     let core = Core {
+        asks: asks.clone(),
         controller: Controller::new(now, Directory::default(), parts.seed),
         agent: Agent::new(settings),
         caller: Caller::new(config.incarnation),

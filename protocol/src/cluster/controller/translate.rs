@@ -13,8 +13,8 @@ use crate::id::IncarnationId;
 use crate::rules::{Rule, keeps};
 
 /// What should run and what is there. A unit that is down is not wanted, unless it is quarantined,
-/// which `explain` should say.
-pub(super) fn translate(
+/// which `explain` should say. Any node may ask, to explain what the leader does.
+pub fn translate(
     directory: &Directory,
     suspected: &BTreeSet<IncarnationId>,
 ) -> (Desired, Observed) {

@@ -63,6 +63,11 @@ impl<K: Clone + Ord + Debug> Supervisor<K> {
         self.roster.get(child).map(|child| self.state_of(child))
     }
 
+    /// When a child is restarted; `None` when it is unknown.
+    pub fn restart_type(&self, child: &K) -> Option<RestartType> {
+        self.roster.get(child).map(|child| child.restart)
+    }
+
     /// The strikes that stand against a child at `now`; `None` when it is unknown.
     pub fn strikes(&self, now: Time, child: &K) -> Option<Strikes> {
         let now = ClusterTime::from_millis(now.as_millis());
