@@ -441,18 +441,13 @@ async fn accept(shared: Arc<Shared>) {
         }
         let task_shared = shared.clone();
         shared.spawn(async move {
-            let welcomed = timeout(WELCOME_PATIENCE, welcome(&task_shared, incoming)).await;
+            let _ = timeout(WELCOME_PATIENCE, welcome(&task_shared, incoming)).await;
             drop(permit);
-            if let Ok(Some((connection, role, node, lanes))) = welcomed {
-                run_connection(task_shared, connection, role, node, lanes).await;
-            }
         });
     }
 }
 
-type Welcomed = (Connection, Role, NodeId, Arc<lane::Lanes>);
-
-async fn welcome(shared: &Arc<Shared>, incoming: Incoming) -> Option<Welcomed> {
+async fn welcome(shared: &Arc<Shared>, incoming: Incoming) -> Option<NodeId> {
     let address = incoming.remote_address();
     let connection = match incoming.accept().ok()?.await {
         Ok(connection) => connection,
@@ -476,32 +471,41 @@ async fn welcome(shared: &Arc<Shared>, incoming: Incoming) -> Option<Welcomed> {
     settle(shared, connection, greeting).await
 }
 
-/// Both have greeted: one of them decides, and the connection is used or closed.
+/// Both have greeted: one of them decides, and the connection is used or closed. From the moment when
+/// it counts as used it has a task of its own, whatever becomes of this one.
 async fn settle(
     shared: &Arc<Shared>,
     connection: Connection,
     greeting: Greeting,
-) -> Option<Welcomed> {
+) -> Option<NodeId> {
     let (role, peer) = (greeting.role, greeting.peer.clone());
     let node = peer.node;
-    let lanes = if shared.peers.decides_for(node) {
-        let Ok(lanes) = shared.peers.take(&connection, role, peer) else {
-            connection.close(hello::CLOSE_DUPLICATE, b"");
-            return None;
-        };
-        if greeting.take().await.is_err() {
-            shared.peers.lost(&connection, role, node);
-            return None;
-        }
-        lanes
+    let unsaid = if shared.peers.decides_for(node) {
+        Some(greeting)
     } else {
         if let Err(error) = greeting.taken().await {
             return refuse_greeting(shared, &connection, error);
         }
-        shared.peers.take(&connection, role, peer).ok()?
+        None
+    };
+    let Ok(lanes) = shared.peers.take(&connection, role, peer) else {
+        connection.close(hello::CLOSE_DUPLICATE, b"");
+        return None;
     };
     tls::admit(&connection, role);
-    Some((connection, role, node, lanes))
+    let run = run_connection(
+        shared.clone(),
+        connection.clone(),
+        role,
+        node,
+        lanes,
+        unsaid,
+    );
+    if shared.spawn(run).is_none() {
+        connection.close(hello::CLOSE_BYE, b"");
+        shared.peers.lost(&connection, role, node);
+    }
+    Some(node)
 }
 
 fn refuse_greeting<T>(
@@ -521,15 +525,25 @@ fn refuse_greeting<T>(
     None
 }
 
-/// Serves a connection that is in use until it ends.
+/// Serves a connection that is in use until it ends. `unsaid`: the peer has not heard that it is.
 async fn run_connection(
     shared: Arc<Shared>,
     connection: Connection,
     role: Role,
     node: NodeId,
     lanes: Arc<lane::Lanes>,
+    unsaid: Option<Greeting>,
 ) {
-    if shared.peers.until_up(&connection, role, node).await {
+    if let Some(greeting) = unsaid
+        && greeting.take().await.is_err()
+    {
+        connection.close(hello::CLOSE_HELLO, b"");
+    }
+    let is_up = tokio::select! {
+        is_up = shared.peers.until_up(&connection, role, node) => is_up,
+        _ = connection.closed() => false,
+    };
+    if is_up {
         let mut tasks = JoinSet::new();
         match role {
             Role::Data => serve_lanes(&shared, &connection, node, lanes, &mut tasks).await,

@@ -11,7 +11,10 @@ use std::time::Duration;
 use aws_lc_rs::{hkdf, hmac};
 use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, ServerConfig,
+    TransportConfig, VarInt,
+};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
@@ -114,6 +117,7 @@ pub(crate) fn endpoint_config(identity: &Identity, heart: bool) -> EndpointConfi
         .and_then(|material| material.fill(&mut key))
         .expect("HKDF-SHA-256 gives 32 bytes");
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &key)));
+    config.cid_generator(|| Box::new(RandomIds));
     // A QUIC packet always has the bit 0x40 set, so that plain datagrams can be told from it.
     config.grease_quic_bit(!heart);
     config
@@ -156,6 +160,26 @@ pub(crate) fn admit(connection: &quinn::Connection, role: Role) {
             connection.set_receive_window(VarInt::from_u32(DATA_WINDOW));
             connection.set_max_concurrent_uni_streams(VarInt::from_u32(DATA_UNI_STREAMS));
         }
+    }
+}
+
+/// Connection ids of random bytes. quinn's own are hashed with a key of each start, and a packet of
+/// its former self's would be dropped without a word, where it should be answered with a reset.
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut bytes = [0; ID_BYTES];
+        getrandom::fill(&mut bytes).expect("the kernel has random bytes");
+        ConnectionId::new(&bytes)
+    }
+
+    fn cid_len(&self) -> usize {
+        ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
     }
 }
 
@@ -243,6 +267,9 @@ const SEND_WINDOW: u64 = 8 * 1024 * 1024;
 
 /// About two hundred heart messages; the oldest go first when nobody takes them.
 const DATAGRAM_BUFFER: usize = 256 * 1024;
+
+/// As long as quinn's.
+const ID_BYTES: usize = 8;
 
 /// Handshakes not yet looked at, and what of their packets is kept meanwhile: strangers' memory.
 const INCOMING_MAX: usize = 1_024;

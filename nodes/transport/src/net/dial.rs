@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use understudy_protocol::id::NodeId;
 
 use super::hello::{CLOSE_DUPLICATE, CLOSE_SELF, Greeting};
-use super::{Shared, Welcomed, is_tls_refusal, lock, run_connection, settle};
+use super::{Shared, is_tls_refusal, lock, settle};
 use crate::counters::Count;
 use crate::identity;
 use crate::tls::Role;
@@ -80,15 +80,10 @@ async fn dial_until_found(
                 () = &mut next => break,
                 _ = changes.changed() => {}
                 Some(ended) = attempts.join_next() => match ended {
-                    Ok(Attempt::Taken(taken)) => {
-                        let (connection, role, node, lanes) = taken;
-                        let run = run_connection(shared.clone(), connection, role, node, lanes);
-                        shared.spawn(run);
-                        return Some(node);
-                    }
+                    Ok(Attempt::Taken(node)) => return Some(node),
                     Ok(Attempt::Node(node)) => {
                         // It is there, and another connection to it is, or comes.
-                        sleep(PAUSE_MIN).await;
+                        sleep(jittered(PAUSE_MAX)).await;
                         return Some(node);
                     }
                     Ok(Attempt::Trouble(trouble)) => {
@@ -106,7 +101,7 @@ async fn dial_until_found(
 }
 
 enum Attempt {
-    Taken(Welcomed),
+    Taken(NodeId),
     Node(NodeId),
     Trouble(String),
 }
@@ -157,7 +152,7 @@ async fn try_once(shared: &Arc<Shared>, target: &Target, role: Role, turn: usize
         Err(error) => return ended(&connection, node, error.to_string()),
     };
     match settle(shared, connection.clone(), greeting).await {
-        Some(taken) => Attempt::Taken(taken),
+        Some(node) => Attempt::Taken(node),
         None if shared.peers.has(node, role) => Attempt::Node(node), // we took another
         None => ended(
             &connection,

@@ -216,10 +216,11 @@ async fn a_full_receiver_makes_its_sender_full_and_then_resumes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_restarts_is_reached_again_at_once() {
-    let ca = Arc::new(Ca::create("alpha").unwrap());
+    let ca = Ca::create("alpha").unwrap();
     let mut a = Node::start(&ca, 1, 1, &[]).await;
     for (dials, seeds) in [("itself", vec![a.seed()]), ("nobody", vec![])] {
-        let b = Mortal::start(&ca, 2, &seeds).await;
+        let identity = Arc::new(ca.issue("b", NodeId(2), &[]).unwrap());
+        let b = Mortal::start(identity.clone(), &seeds).await;
         let address = b.node.net.local_addr().unwrap();
         a.net
             .set_addresses(BTreeMap::from([(NodeId(2), b.node.seed())]));
@@ -228,7 +229,7 @@ async fn a_peer_that_restarts_is_reached_again_at_once() {
         tokio::time::sleep(Duration::from_millis(700)).await;
 
         let began = Instant::now();
-        let b = Node::start_at(&ca, 2, 2, &seeds, address).await;
+        let b = Node::start_as(identity, 2, &seeds, address).await;
         a.until_down(2).await;
         a.until_up(2).await;
         let took = began.elapsed();
@@ -357,7 +358,7 @@ impl Inbox for Recorder {
         body: Bytes,
     ) -> BoxFuture<'static, Result<Bytes, RequestRefused>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        let noticed = Noticed(self.dropped.clone());
+        let noticed = (kind == NEVER).then(|| Noticed(self.dropped.clone()));
         Box::pin(async move {
             match kind {
                 ECHO => Ok(body),
@@ -393,13 +394,13 @@ impl Drop for Noticed {
 
 impl Node {
     async fn start(ca: &Ca, node: u64, incarnation: u64, seeds: &[String]) -> Node {
+        let identity = Arc::new(ca.issue("test", NodeId(node), &[]).unwrap());
         let anywhere = (Ipv4Addr::LOCALHOST, 0).into();
-        Node::start_at(ca, node, incarnation, seeds, anywhere).await
+        Node::start_as(identity, incarnation, seeds, anywhere).await
     }
 
-    async fn start_at(
-        ca: &Ca,
-        node: u64,
+    async fn start_as(
+        identity: Arc<Identity>,
         incarnation: u64,
         seeds: &[String],
         listen: SocketAddr,
@@ -416,8 +417,8 @@ impl Node {
         });
         let config = NetConfig {
             listen,
-            identity: Arc::new(ca.issue("test", NodeId(node), &[]).unwrap()),
-            hello: hello_of(node, incarnation, "127.0.0.1:1"),
+            hello: hello_of(identity.node().0, incarnation, "127.0.0.1:1"),
+            identity,
             seeds: seeds.to_vec(),
             segmentation_offload: true,
         };
@@ -468,14 +469,16 @@ struct Mortal {
 }
 
 impl Mortal {
-    async fn start(ca: &Arc<Ca>, node: u64, seeds: &[String]) -> Mortal {
+    async fn start(identity: Arc<Identity>, seeds: &[String]) -> Mortal {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
-        let (ca, seeds) = (ca.clone(), seeds.to_vec());
-        let started = runtime.spawn(async move { Node::start(&ca, node, 1, &seeds).await });
+        let seeds = seeds.to_vec();
+        let anywhere = (Ipv4Addr::LOCALHOST, 0).into();
+        let started =
+            runtime.spawn(async move { Node::start_as(identity, 1, &seeds, anywhere).await });
         Mortal {
             node: started.await.unwrap(),
             runtime,
