@@ -152,7 +152,9 @@ impl Core {
         ];
         let saying = self.has_something_to_say().then_some(self.say_again_at);
         let soonest = machines.into_iter().flatten().chain(saying).min();
-        soonest.unwrap_or(Time::MAX).min(clock::now() + LONGEST_SLEEP)
+        soonest
+            .unwrap_or(Time::MAX)
+            .min(clock::now() + LONGEST_SLEEP)
     }
 
     /// What time alone changes.
@@ -516,7 +518,11 @@ impl Core {
         }
         // R4: a witness stores when fewer than three other nodes do.
         let workers = of(|(_, works)| *works);
-        let storing = if workers.len() < 3 { of(|_| true) } else { workers };
+        let storing = if workers.len() < 3 {
+            of(|_| true)
+        } else {
+            workers
+        };
         let replicas = self.config.replicas;
         let set: BTreeSet<StoreId> = storing.into_iter().take(usize::from(replicas)).collect();
         Ok(Formation {
@@ -524,7 +530,11 @@ impl Core {
             ttl: self.config.ttl,
             replicas,
             // R4: one while there is one store; raised when every set has two.
-            min_copies: if set.len() == 1 { 1 } else { self.config.min_copies },
+            min_copies: if set.len() == 1 {
+                1
+            } else {
+                self.config.min_copies
+            },
             shards: FIRST_SHARDS,
             set,
         })
@@ -571,7 +581,10 @@ impl Core {
         if self.controller.is_leading() {
             return self.tell_controller(controller::Event::Forwarded(command));
         }
-        let leader = self.raft.leader().and_then(|store| self.node_of_store(store));
+        let leader = self
+            .raft
+            .leader()
+            .and_then(|store| self.node_of_store(store));
         match leader.filter(|leader| *leader != self.config.node) {
             Some(leader) => self.outlet.propose(leader, command),
             None => {
@@ -606,7 +619,10 @@ impl Core {
             self.directory = Arc::new(self.controller.directory().clone());
         }
         (self.directory_moved, self.view_moved) = (false, false);
-        let leader = self.raft.leader().and_then(|store| self.node_of_store(store));
+        let leader = self
+            .raft
+            .leader()
+            .and_then(|store| self.node_of_store(store));
         self.view.send_replace(Arc::new(View {
             directory: self.directory.clone(),
             node: self.config.node,
@@ -644,7 +660,9 @@ fn peer_of(hello: &Hello) -> Peer {
 /// SHA-256 of the request, first eight bytes (rule E2).
 fn request_hash(body: &[u8]) -> u64 {
     let digest: [u8; 32] = Sha256::digest(body).into();
-    digest[..8].iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte))
+    digest[..8]
+        .iter()
+        .fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 
 /// What is taken from the lanes before anything else is looked at again: some hundred microseconds.

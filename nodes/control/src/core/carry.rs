@@ -111,7 +111,9 @@ impl Core {
                 let route = self.route_of(unit);
                 self.tell_agent(agent::Event::Call { envelope, route });
             }
-            caller::Action::Send { to, unit, envelope } => self.outlet.send_call(to, unit, envelope),
+            caller::Action::Send { to, unit, envelope } => {
+                self.outlet.send_call(to, unit, envelope)
+            }
             caller::Action::Answer { number, outcome } => self.answer(number, outcome),
             caller::Action::Confirm { upto } => {
                 let gateway = self.config.incarnation;
@@ -186,12 +188,18 @@ impl Core {
                 ("units_granted", None, counts.join(", "))
             }
             Command::Drain { node, draining } => {
-                let what = if *draining { "is drained" } else { "may hold units again" };
+                let what = if *draining {
+                    "is drained"
+                } else {
+                    "may hold units again"
+                };
                 ("node_drain", Some(*node), format!("{} {what}", name(*node)))
             }
-            Command::Move { unit, to, .. } => {
-                ("unit_moves", Some(*to), format!("{unit} moves to {}", name(*to)))
-            }
+            Command::Move { unit, to, .. } => (
+                "unit_moves",
+                Some(*to),
+                format!("{unit} moves to {}", name(*to)),
+            ),
             Command::SetVoters(voters) => {
                 let text = format!("the lease voters are {:?}", voters.current);
                 ("voters_changed", None, text)

@@ -165,14 +165,22 @@ impl Outlet {
     /// L3: the limit is on disk before the heart promises by it.
     pub(super) fn flush_limit(&mut self, ttl: Ttl, heart: &HeartHandle) {
         let (limit, heart) = (self.limit.clone(), heart.clone());
-        self.tasks.spawn_blocking(move || match lock(&limit).put(ttl) {
-            Ok(()) => heart.tell(HeartInput::Voter(voter::Event::LimitFlushed(ttl))),
-            Err(error) => warn!(%error, "the longest TTL could not be flushed; the voter stays mute"),
-        });
+        self.tasks
+            .spawn_blocking(move || match lock(&limit).put(ttl) {
+                Ok(()) => heart.tell(HeartInput::Voter(voter::Event::LimitFlushed(ttl))),
+                Err(error) => {
+                    warn!(%error, "the longest TTL could not be flushed; the voter stays mute")
+                }
+            });
     }
 
     /// Tells the transport, the heart and the warden where everybody is, when that has changed.
-    pub(super) fn addresses(&mut self, directory: &Directory, heart: &HeartHandle, warden: &Warden) {
+    pub(super) fn addresses(
+        &mut self,
+        directory: &Directory,
+        heart: &HeartHandle,
+        warden: &Warden,
+    ) {
         let nodes = directory.nodes().iter();
         let known: BTreeMap<NodeId, (StoreId, String, bool)> = nodes
             .map(|(id, node)| {

@@ -11,14 +11,15 @@ use openraft::storage::RaftStateMachine;
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
 use tokio::sync::oneshot;
 
-use understudy_protocol::cluster::directory::Directory;
+use understudy_protocol::cluster::directory::{Directory, Entry};
 use understudy_protocol::id::LogId;
 use understudy_protocol::wire::codec;
 
-use super::RaftEvent;
 use super::log::{Log, decode, encode};
+use super::outbox::Stopped;
 use super::store::LogError;
 use super::types::{IoError, Membership, Meta, RaftEntry, RaftLogId, StorageError, Types, id_of};
+use super::{APPLY_AT_ONCE, RaftEvent};
 
 pub(super) struct Machine {
     log: Log,
@@ -39,13 +40,42 @@ impl Machine {
         }
     }
 
+    async fn apply_batch(&self, entries: Vec<(LogId, Option<Entry>)>) -> Result<(), Stopped> {
+        let (done, is_done) = oneshot::channel();
+        let told = self.log.outbox.tell(move |told| {
+            for (id, _) in &entries {
+                told.open.remove(&id.index);
+            }
+            Some(RaftEvent::Apply { entries, done })
+        });
+        told.await?;
+        self.log.outbox.wait(is_done).await
+    }
+
+    async fn install(&self, directory: Directory) -> Result<(), Stopped> {
+        let next = directory.applied().index.next();
+        let (done, is_done) = oneshot::channel();
+        let told = self.log.outbox.tell(move |told| {
+            told.open = told.open.split_off(&next);
+            Some(RaftEvent::Install {
+                directory: Box::new(directory),
+                open: told.open.values().cloned().collect(),
+                done,
+            })
+        });
+        told.await?;
+        self.log.outbox.wait(is_done).await
+    }
+
     async fn directory(&self) -> Result<Arc<Directory>, LogError> {
         let (answer, answered) = oneshot::channel();
-        let asked = self.log.outbox.tell(|_| Some(RaftEvent::Snapshot(answer)));
+        let asked = self
+            .log
+            .outbox
+            .tell(|_| Some(RaftEvent::Snapshot { answer }));
         asked.await.map_err(|error| LogError(error.to_string()))?;
-        let directory = answered
-            .await
-            .map_err(|_| LogError("the core gave no directory".into()))?;
+        let directory = self.log.outbox.wait(answered).await;
+        let directory = directory.map_err(|error| LogError(error.to_string()))?;
         let applied = self.applied.as_ref().map(id_of).unwrap_or_default();
         if directory.applied() != applied {
             return Err(LogError(format!(
@@ -70,7 +100,9 @@ impl RaftStateMachine<Types> for Machine {
         I::IntoIter: OptionalSend,
     {
         let mut answers = Vec::new();
-        for entry in entries {
+        let mut batch = Vec::new();
+        let mut entries = entries.into_iter().peekable();
+        while let Some(entry) = entries.next() {
             let log_id = entry.log_id;
             let entry = match entry.payload {
                 EntryPayload::Normal(stored) => Some(Arc::unwrap_or_clone(stored.entry)),
@@ -80,14 +112,15 @@ impl RaftStateMachine<Types> for Machine {
                     None
                 }
             };
-            let id = id_of(&log_id);
-            let told = self.log.outbox.tell(move |told| {
-                told.open.remove(&id.index);
-                Some(RaftEvent::Apply(id, entry))
-            });
-            told.await.map_err(|error| IoError::apply(log_id, &error))?;
-            self.applied = Some(log_id);
+            batch.push((id_of(&log_id), entry));
             answers.push(());
+            if batch.len() < APPLY_AT_ONCE && entries.peek().is_some() {
+                continue;
+            }
+            self.apply_batch(std::mem::take(&mut batch))
+                .await
+                .map_err(|error| IoError::apply(log_id, &error))?;
+            self.applied = Some(log_id);
         }
         Ok(answers)
     }
@@ -125,15 +158,8 @@ impl RaftStateMachine<Types> for Machine {
         });
         let failed = |error: &LogError| IoError::write_snapshot(Some(meta.signature()), error);
         let directory = installed.await.map_err(|error| failed(&error))?;
-        let next = directory.applied().index.next();
-        let told = self.log.outbox.tell(move |told| {
-            told.open = told.open.split_off(&next);
-            Some(RaftEvent::Read {
-                directory: Some(Box::new(directory)),
-                open: told.open_from(next),
-            })
-        });
-        let told = told.await.map_err(|error| LogError(error.to_string()));
+        let told = self.install(directory).await;
+        let told = told.map_err(|error| LogError(error.to_string()));
         told.map_err(|error| failed(&error))?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();

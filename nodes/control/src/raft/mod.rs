@@ -5,10 +5,10 @@
 //!
 //! ```text
 //!   core ── propose, change_members, form, may_lead ──> RaftDriver ──> openraft ──> LogStore (disk)
-//!   core <── Read, Held, Truncated, Apply, Snapshot, Role, LeaderSeen, Failed ──┘ └──> RaftNetwork
+//!   core <── Opened, Held, Truncated, Apply, Install, Snapshot, Role, … ─────────┘ └──> RaftNetwork
 //! ```
 //!
-//! Every event comes over one queue, in this order: first one [`RaftEvent::Read`]; a fact before
+//! Every event comes over one queue, in this order: first one [`RaftEvent::Opened`]; a fact before
 //! openraft hears that its entry is flushed; a leader's [`RaftEvent::Role`] before an entry of its term
 //! is applied; committed entries one by one. The core must keep reading: Raft waits while the queue is
 //! full.
@@ -34,7 +34,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::error::{InitializeError, RaftError};
 use openraft::{ChangeMembers, Config, EmptyNode, RaftMetrics, ServerState, SnapshotPolicy};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -55,11 +54,10 @@ use types::{Meta, Raft, Stored, fact_of};
 /// What Raft tells the core. Indexes are the directory's (see `types`).
 #[derive(Debug)]
 pub enum RaftEvent {
-    /// The snapshot and the log were read, at the start or because the leader sent a snapshot. Comes
-    /// first of all, once at every start.
-    Read {
-        /// The snapshot's directory; none at the start of a store that has no snapshot yet.
-        directory: Option<Box<Directory>>,
+    /// The snapshot and the log were read. The first event of every start.
+    Opened {
+        /// The snapshot's directory; none while the store has no snapshot.
+        snapshot: Option<Box<Directory>>,
         /// What the entries after it hold.
         open: Vec<(LogId, Fact)>,
     },
@@ -67,10 +65,27 @@ pub enum RaftEvent {
     Held(LogId, Fact),
     /// The log was cut from this index on.
     Truncated(LogIndex),
-    /// The entry is committed; `None` is an entry of Raft's own, to be skipped.
-    Apply(LogId, Option<Entry>),
-    /// Answer with the directory as applied up to here.
-    Snapshot(oneshot::Sender<Arc<Directory>>),
+    /// These entries are committed, in order; `None` is one of Raft's own, to be skipped.
+    Apply {
+        /// At most [`APPLY_AT_ONCE`] of them.
+        entries: Vec<(LogId, Option<Entry>)>,
+        /// To be told when all are applied. Raft waits.
+        done: oneshot::Sender<()>,
+    },
+    /// The leader sent a snapshot: the directory is another now.
+    Install {
+        /// The directory.
+        directory: Box<Directory>,
+        /// What the entries after it hold: the log may go on behind the snapshot.
+        open: Vec<(LogId, Fact)>,
+        /// To be told when it is installed. Raft waits.
+        done: oneshot::Sender<()>,
+    },
+    /// Raft wants a snapshot.
+    Snapshot {
+        /// To be told the directory as applied up to here.
+        answer: oneshot::Sender<Arc<Directory>>,
+    },
     /// This node became the leader of the term, or is none any more.
     Role {
         /// Whether it leads now.
@@ -85,37 +100,31 @@ pub enum RaftEvent {
     Failed(String),
 }
 
-/// Why no cluster was formed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FormError {
-    /// This store is a member of a cluster. Nothing has changed.
-    #[error("this store belongs to a cluster already")]
-    AlreadyFormed,
-    /// This store is not among the voters. Nothing has changed.
-    #[error("this store is not among the voters")]
-    NotAVoter,
-    /// The log is still being read. Nothing has changed; ask again.
-    #[error("the log is still being read")]
-    NotReady,
-    /// Raft has stopped; whether a cluster was formed is known after the next start.
-    #[error("raft has stopped: {0}")]
-    Stopped(String),
-}
-
 /// One store's member of Raft.
 pub struct RaftDriver {
-    raft: Arc<OnceLock<Raft>>,
-    outbox: Arc<Outbox>,
-    outgoing: Arc<Outgoing>,
-    receiving: Mutex<Option<Receiving>>,
+    shared: Arc<Shared>,
     orders: mpsc::Sender<Order>,
     stop: watch::Sender<bool>,
     /// The driver's own task.
     clerk: Mutex<JoinSet<()>>,
 }
 
+/// Answers the requests of other members. Cheap to clone.
+#[derive(Clone)]
+pub struct RaftRequests(Arc<Shared>);
+
+/// What the driver, its task and the requests of others have in common.
+struct Shared {
+    /// Set once the log has been read.
+    raft: OnceLock<Raft>,
+    outbox: Arc<Outbox>,
+    outgoing: Arc<Outgoing>,
+    receiving: Mutex<Option<Receiving>>,
+}
+
 /// What the core wants of Raft and does not wait for.
 enum Order {
+    Form(BTreeSet<u64>),
     Propose(Stored),
     ChangeMembers {
         voters: BTreeSet<u64>,
@@ -133,18 +142,20 @@ impl RaftDriver {
         events: mpsc::Sender<RaftEvent>,
     ) -> RaftDriver {
         let (stop, stopping) = watch::channel(false);
-        let outbox = Arc::new(Outbox::new(events, stopping.clone()));
-        let outgoing = Arc::new(Outgoing::new(network));
-        let raft = Arc::new(OnceLock::new());
+        let shared = Arc::new(Shared {
+            raft: OnceLock::new(),
+            outbox: Arc::new(Outbox::new(events, stopping.clone())),
+            outgoing: Arc::new(Outgoing::new(network)),
+            receiving: Mutex::default(),
+        });
         let (orders, inbox) = mpsc::channel(ORDERS_MAX);
         let clerk = Clerk {
             log: Log {
                 me: store,
                 store: log,
-                outbox: outbox.clone(),
+                outbox: shared.outbox.clone(),
             },
-            outgoing: outgoing.clone(),
-            raft: raft.clone(),
+            shared: shared.clone(),
             work: JoinSet::new(),
             changing: false,
             stale_looks: 0,
@@ -154,32 +165,29 @@ impl RaftDriver {
         let mut tasks = JoinSet::new();
         tasks.spawn(clerk.run(inbox, stopping));
         RaftDriver {
-            raft,
-            outbox,
-            outgoing,
-            receiving: Mutex::default(),
+            shared,
             orders,
             stop,
             clerk: Mutex::new(tasks),
         }
     }
 
-    /// Begins a cluster of these stores, this one among them. Once: on every other of them nothing is
-    /// called, they hear of it from this one.
-    pub async fn form(&self, voters: BTreeSet<StoreId>) -> Result<(), FormError> {
-        let raft = self.raft.get().ok_or(FormError::NotReady)?;
-        let voters: BTreeSet<u64> = voters.into_iter().map(|store| store.0).collect();
-        raft.initialize(voters).await.map_err(|error| match error {
-            RaftError::APIError(InitializeError::NotAllowed(_)) => FormError::AlreadyFormed,
-            RaftError::APIError(InitializeError::NotInMembers(_)) => FormError::NotAVoter,
-            RaftError::Fatal(fatal) => FormError::Stopped(fatal.to_string()),
-        })
+    /// What answers other members' requests.
+    pub fn requests(&self) -> RaftRequests {
+        RaftRequests(self.shared.clone())
+    }
+
+    /// Begins a cluster of these stores, this one among them, unless this store belongs to one. It is
+    /// called on one of them; the others hear of it from that one. Never waits: the first entry that is
+    /// applied shows that it was done.
+    pub fn form(&self, voters: BTreeSet<StoreId>) {
+        self.order(Order::Form(numbers(voters)));
     }
 
     /// Proposes an entry, if this node leads. Nobody says what becomes of it: look at what is applied,
     /// and propose again. Never waits.
     pub fn propose(&self, entry: Entry) {
-        if !self.outgoing.may_lead() {
+        if !self.shared.outgoing.may_lead() {
             return;
         }
         match Stored::new(entry) {
@@ -194,16 +202,16 @@ impl RaftDriver {
     /// learner is promoted, or a store leaves. Nobody says what becomes of it. Never waits.
     pub fn change_members(&self, voters: BTreeSet<StoreId>, learners: BTreeSet<StoreId>) {
         self.order(Order::ChangeMembers {
-            voters: voters.into_iter().map(|store| store.0).collect(),
-            learners: learners.into_iter().map(|store| store.0).collect(),
+            voters: numbers(voters),
+            learners: numbers(learners),
         });
     }
 
     /// Whether this member may lead (it does at the start). One that may not is silent: it campaigns
     /// no more, and one that leads sends nothing, so that the others elect another (L9).
     pub fn may_lead(&self, may_lead: bool) {
-        self.outgoing.set_may_lead(may_lead);
-        if let Some(raft) = self.raft.get() {
+        self.shared.outgoing.set_may_lead(may_lead);
+        if let Some(raft) = self.shared.raft.get() {
             raft.runtime_config().heartbeat(may_lead);
             raft.runtime_config().elect(may_lead);
         }
@@ -212,22 +220,15 @@ impl RaftDriver {
     /// Raft's members as this one knows them, and who of the learners has caught up: nobody, unless
     /// this one leads.
     pub fn members(&self) -> RaftMembers {
-        self.raft
-            .get()
-            .map(|raft| members_of(&raft.metrics().borrow()))
+        let raft = self.shared.raft.get();
+        raft.map(|raft| members_of(&raft.metrics().borrow()))
             .unwrap_or_default()
     }
 
     /// Who leads, as far as this member knows.
     pub fn leader(&self) -> Option<StoreId> {
-        let raft = self.raft.get()?;
+        let raft = self.shared.raft.get()?;
         raft.metrics().borrow().current_leader.map(StoreId)
-    }
-
-    /// Answers another member's request.
-    pub async fn on_request(&self, kind: u8, body: Bytes) -> Result<Bytes, RequestRefused> {
-        let raft = self.raft.get().ok_or(RequestRefused::NotReady)?;
-        inbound::answer(raft, &self.outbox, &self.receiving, kind, &body).await
     }
 
     /// Stops Raft and waits until nothing of it runs any more; the log is as flushed.
@@ -248,17 +249,26 @@ impl RaftDriver {
 }
 
 impl Drop for RaftDriver {
-    /// Without [`RaftDriver::shutdown`], Raft stops by itself a moment later.
+    /// Without [`RaftDriver::shutdown`], Raft is silent from now on, and stops by itself once nobody
+    /// holds its [`RaftRequests`].
     fn drop(&mut self) {
         let _ = self.stop.send(true);
+        self.shared.outgoing.set_may_lead(false);
+    }
+}
+
+impl RaftRequests {
+    /// Answers a request of another member: the body of the answer.
+    pub async fn on_request(&self, kind: u8, body: Bytes) -> Result<Bytes, RequestRefused> {
+        let raft = self.0.raft.get().ok_or(RequestRefused::NotReady)?;
+        inbound::answer(raft, &self.0.outbox, &self.0.receiving, kind, &body).await
     }
 }
 
 /// The driver's own task: it opens Raft, carries orders out and looks at how Raft stands.
 struct Clerk {
     log: Log,
-    outgoing: Arc<Outgoing>,
-    raft: Arc<OnceLock<Raft>>,
+    shared: Arc<Shared>,
     /// Proposals and changes of members under way.
     work: JoinSet<Done>,
     /// A change of members is among them.
@@ -272,7 +282,7 @@ struct Clerk {
 }
 
 enum Done {
-    Proposed,
+    Said,
     Changed,
 }
 
@@ -290,9 +300,10 @@ impl Clerk {
                 return;
             }
         };
-        let _ = self.raft.set(raft.clone());
-        raft.runtime_config().heartbeat(self.outgoing.may_lead());
-        raft.runtime_config().elect(self.outgoing.may_lead());
+        let _ = self.shared.raft.set(raft.clone());
+        raft.runtime_config()
+            .heartbeat(self.shared.outgoing.may_lead());
+        raft.runtime_config().elect(self.shared.outgoing.may_lead());
         let mut metrics = raft.metrics();
         let mut look = tokio::time::interval(LOOK_PERIOD);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -300,7 +311,7 @@ impl Clerk {
             tokio::select! {
                 () = stopped(&mut stop) => break,
                 Some(done) = self.work.join_next() => {
-                    self.changing &= matches!(done, Ok(Done::Proposed));
+                    self.changing &= matches!(done, Ok(Done::Said));
                 }
                 Some(order) = orders.recv(), if self.work.len() < WORK_MAX => {
                     self.carry(&raft, order);
@@ -344,15 +355,15 @@ impl Clerk {
                 .iter()
                 .map(|held| (held.0.index, held.clone()))
                 .collect();
-            Some(RaftEvent::Read {
-                directory: directory.map(Box::new),
+            Some(RaftEvent::Opened {
+                snapshot: directory.map(Box::new),
                 open,
             })
         });
         told.await.map_err(|error| LogError(error.to_string()))?;
         let config = config().validate().expect("the settings are constants");
         let machine = Machine::new(self.log.clone(), meta);
-        let factory = Factory(self.outgoing.clone());
+        let factory = Factory(self.shared.outgoing.clone());
         let opened = Raft::new(
             self.log.me.0,
             Arc::new(config),
@@ -366,12 +377,20 @@ impl Clerk {
     fn carry(&mut self, raft: &Raft, order: Order) {
         let raft = raft.clone();
         match order {
+            Order::Form(voters) => {
+                self.work.spawn(async move {
+                    if let Err(error) = raft.initialize(voters).await {
+                        tracing::warn!(%error, "no cluster was formed");
+                    }
+                    Done::Said
+                });
+            }
             Order::Propose(stored) => {
                 self.work.spawn(async move {
                     if let Err(error) = raft.client_write(stored).await {
                         tracing::debug!(%error, "a proposal is lost");
                     }
-                    Done::Proposed
+                    Done::Said
                 });
             }
             Order::ChangeMembers { voters, learners } => {
@@ -416,7 +435,7 @@ impl Clerk {
             .millis_since_quorum_ack
             .is_some_and(|ago| ago <= ELECTION_MILLIS_MAX);
         let recent = self.stale_looks <= STALE_LOOKS_MAX;
-        if answered && recent && self.outgoing.may_lead() {
+        if answered && recent && self.shared.outgoing.may_lead() {
             self.log.outbox.leader_seen(self.log.me);
         }
         // A leader that died between the two steps of a change left both lists in force.
@@ -451,7 +470,7 @@ impl Clerk {
         if self.elect_in > 0 {
             self.elect_in -= 1;
             raft.runtime_config()
-                .elect(self.elect_in == 0 && self.outgoing.may_lead());
+                .elect(self.elect_in == 0 && self.shared.outgoing.may_lead());
         }
         if now.state == ServerState::Candidate && now.current_term != self.campaigned_in {
             self.campaigned_in = now.current_term;
@@ -467,6 +486,10 @@ impl Clerk {
 /// Returns when the driver is to stop, or is gone.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn numbers(stores: BTreeSet<StoreId>) -> BTreeSet<u64> {
+    stores.into_iter().map(|store| store.0).collect()
 }
 
 fn members_of(metrics: &RaftMetrics<u64, EmptyNode>) -> RaftMembers {
@@ -564,6 +587,9 @@ const ENTRIES_AT_ONCE: u64 = 128;
 
 /// Entries that are read at once at a start.
 const READ_AT_ONCE: u64 = 128;
+
+/// Entries in one [`RaftEvent::Apply`]: some milliseconds of the core's time.
+pub const APPLY_AT_ONCE: usize = 64;
 
 /// A learner this close to the leader's applied index has caught up: a few flushes' worth.
 const CAUGHT_UP: u64 = 16;

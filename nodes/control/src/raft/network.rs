@@ -28,7 +28,7 @@ use super::types::Types;
 /// How one store's member asks another's.
 pub trait RaftNetwork: Send + Sync + 'static {
     /// Asks the member of `to` and gives its answer; an error after `patience` at the latest. The other
-    /// side gives `kind` and `body` to [`super::RaftDriver::on_request`].
+    /// side gives `kind` and `body` to [`super::RaftRequests::on_request`].
     fn request(&self, to: StoreId, kind: u8, body: Bytes, patience: Duration) -> Asked;
 }
 

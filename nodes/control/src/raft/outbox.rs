@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use understudy_protocol::cluster::lease::voter::Fact;
 use understudy_protocol::id::{LogId, LogIndex, StoreId, Term};
@@ -29,16 +29,6 @@ pub(super) struct Told {
     pub(super) open: BTreeMap<LogIndex, (LogId, Fact)>,
     /// The term in which this node leads.
     pub(super) leads: Option<Term>,
-}
-
-impl Told {
-    /// The facts of entries from `from` on.
-    pub(super) fn open_from(&self, from: LogIndex) -> Vec<(LogId, Fact)> {
-        self.open
-            .range(from..)
-            .map(|(_, held)| held.clone())
-            .collect()
-    }
 }
 
 /// The core is gone, or the driver stops: Raft cannot go on.
@@ -68,6 +58,16 @@ impl Outbox {
             room.send(event);
         }
         Ok(())
+    }
+
+    /// Waits for the core's answer.
+    pub(super) async fn wait<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, Stopped> {
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            () = super::stopped(&mut stop) => Err(Stopped),
+            answer = answer => answer.map_err(|_| Stopped),
+        }
     }
 
     /// Says that a leader was seen, if there is room: it is said again soon.

@@ -38,12 +38,22 @@ async fn core(mut events: mpsc::Receiver<RaftEvent>, heard: watch::Sender<Heard>
 
 fn hear(heard: &mut Heard, event: RaftEvent) {
     match event {
-        RaftEvent::Read { directory, open } => {
-            heard.reads.push((directory.is_some(), open.len()));
-            if let Some(directory) = directory {
+        RaftEvent::Opened { snapshot, open } => {
+            heard.reads.push((snapshot.is_some(), open.len()));
+            if let Some(directory) = snapshot {
                 heard.directory = *directory;
             }
             heard.held = open.into_iter().map(|fact| (fact.0.index, fact)).collect();
+        }
+        RaftEvent::Install {
+            directory,
+            open,
+            done,
+        } => {
+            heard.reads.push((true, open.len()));
+            heard.directory = *directory;
+            heard.held = open.into_iter().map(|fact| (fact.0.index, fact)).collect();
+            let _ = done.send(());
         }
         RaftEvent::Held(id, fact) => {
             assert!(
@@ -53,18 +63,14 @@ fn hear(heard: &mut Heard, event: RaftEvent) {
             heard.held.insert(id.index, (id, fact));
         }
         RaftEvent::Truncated(from) => drop(heard.held.split_off(&from)),
-        RaftEvent::Apply(id, entry) => {
-            if let Some(fact) = entry.as_ref().and_then(Entry::fact) {
-                assert_eq!(heard.held.get(&id.index), Some(&(id, fact)));
+        RaftEvent::Apply { entries, done } => {
+            assert!(entries.len() <= APPLY_AT_ONCE);
+            for (id, entry) in entries {
+                apply(heard, id, entry);
             }
-            let event = match entry {
-                Some(entry) => directory::Event::Apply(id, entry),
-                None => directory::Event::Skip(id),
-            };
-            heard.directory.handle(Time::ZERO, event).unwrap();
-            while heard.directory.poll_action().is_some() {}
+            let _ = done.send(());
         }
-        RaftEvent::Snapshot(answer) => {
+        RaftEvent::Snapshot { answer } => {
             let _ = answer.send(Arc::new(heard.directory.clone()));
         }
         RaftEvent::Role { leading, term } => {
@@ -76,6 +82,18 @@ fn hear(heard: &mut Heard, event: RaftEvent) {
         RaftEvent::LeaderSeen(leader) => *heard.leaders.entry(leader).or_default() += 1,
         RaftEvent::Failed(reason) => heard.failed = Some(reason),
     }
+}
+
+fn apply(heard: &mut Heard, id: LogId, entry: Option<Entry>) {
+    if let Some(fact) = entry.as_ref().and_then(Entry::fact) {
+        assert_eq!(heard.held.get(&id.index), Some(&(id, fact)));
+    }
+    let event = match entry {
+        Some(entry) => directory::Event::Apply(id, entry),
+        None => directory::Event::Skip(id),
+    };
+    heard.directory.handle(Time::ZERO, event).unwrap();
+    while heard.directory.poll_action().is_some() {}
 }
 
 /// Members that are up, by their store.
@@ -90,7 +108,7 @@ impl RaftNetwork for Wires {
         Box::pin(async move {
             let failed = |why: String| RequestFailed(why);
             let up = up.ok_or_else(|| failed("it is down".into()))?;
-            let asked = tokio::time::timeout(patience, up.on_request(kind, body)).await;
+            let asked = tokio::time::timeout(patience, up.requests().on_request(kind, body)).await;
             let answer = asked.map_err(|_| failed("no answer".into()))?;
             answer.map_err(|refused| failed(refused.to_string()))
         })
@@ -186,26 +204,16 @@ impl Cluster {
         for store in [1, 2, 3] {
             cluster.start(store);
         }
-        cluster.form(1, &[1, 2, 3]).await;
+        cluster.form(1, &[1, 2, 3]);
         cluster
             .commit(formation(&[1, 2, 3]), &[1, 2, 3], Directory::is_formed)
             .await;
         cluster
     }
 
-    async fn form(&self, first: u64, voters: &[u64]) {
-        let member = self.member(first);
-        self.until(first, "it has read its log", |heard| {
-            !heard.reads.is_empty()
-        })
-        .await;
-        let voters: BTreeSet<StoreId> = voters.iter().copied().map(StoreId).collect();
-        let tries = async {
-            while member.form(voters.clone()).await == Err(FormError::NotReady) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, tries).await.expect("formed");
+    fn form(&self, first: u64, voters: &[u64]) {
+        let voters = voters.iter().copied().map(StoreId).collect();
+        self.member(first).form(voters);
     }
 
     /// No core heard of a fault, or of a role too late.
@@ -285,10 +293,11 @@ async fn what_is_proposed_is_applied_everywhere_and_its_facts_are_held_before() 
             [1, 2, 3].map(StoreId).into()
         );
     }
-    assert_eq!(
-        cluster.member(2).form([StoreId(2)].into()).await,
-        Err(FormError::AlreadyFormed)
-    );
+    // A second cluster is not formed.
+    cluster.form(2, &[2]);
+    cluster.commit(registration(6), &[1, 2, 3], knows(6)).await;
+    let voters = cluster.member(2).members().voters;
+    assert_eq!(voters, [1, 2, 3].map(StoreId).into());
     cluster.check();
 }
 
@@ -382,7 +391,7 @@ async fn a_leader_that_may_not_lead_falls_silent_and_another_is_elected() {
 async fn a_cluster_of_one_leads_again_after_a_restart_in_another_term() {
     let mut cluster = Cluster::default();
     cluster.start(1);
-    cluster.form(1, &[1]).await;
+    cluster.form(1, &[1]);
     let formed = Directory::is_formed;
     cluster.commit(formation(&[1]), &[1], formed).await;
     cluster.commit(registration(1), &[1], knows(1)).await;
@@ -497,12 +506,12 @@ async fn what_no_member_would_send_is_refused_and_stops_nobody() {
         piece(0, b"no directory", true),
     ];
     for (nth, (kind, body)) in requests.into_iter().enumerate() {
-        let answer = member.on_request(kind, body).await;
+        let answer = member.requests().on_request(kind, body).await;
         assert!(answer.is_err(), "request {nth} was answered");
     }
     // A piece from the middle makes the sender begin again.
     let (kind, body) = piece(10, b"later", false);
-    let answer = member.on_request(kind, body).await.unwrap();
+    let answer = member.requests().on_request(kind, body).await.unwrap();
     let answer: network::SnapshotAnswer = log::decode(&answer).unwrap();
     assert!(answer.is_err());
     cluster.commit(registration(1), &[1, 2, 3], knows(1)).await;
@@ -518,13 +527,9 @@ async fn a_member_stops_though_nobody_reads_what_it_says() {
         Arc::new(Wires(Up::default())),
         events,
     );
-    let forms = async {
-        while driver.form([StoreId(1)].into()).await == Err(FormError::NotReady) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    // The queue is full, so Raft may hang in the midst of this.
-    let _ = tokio::time::timeout(Duration::from_millis(500), forms).await;
+    driver.form([StoreId(1)].into());
+    // The queue is full, so Raft hangs in the midst of this.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let stops = tokio::time::timeout(PATIENCE, driver.shutdown()).await;
     assert!(stops.is_ok());
 }
