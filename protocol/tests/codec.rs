@@ -115,7 +115,7 @@ fn bytes_that_are_no_message_are_refused() {
         ("claims 4 GiB", edited(&|b| b[4..8].fill(0xFF)),
             TooLong { length: 0xFFFF_FFFF + 12, limit: REPLICA_FRAME_BYTES_MAX }),
         ("type 0", framed(0, 1, &payload), UnknownType { seen: 0 }),
-        ("type 9", framed(9, 1, &payload), UnknownType { seen: 9 }),
+        ("type 10", framed(10, 1, &payload), UnknownType { seen: 10 }),
         ("version 0", framed(2, 0, &payload), Malformed("version 0 was never written")),
         ("version 2", framed(2, 2, &payload),
             NewerVersion { kind: MessageType::ReplicaRequest, seen: 2, known: 1 }),

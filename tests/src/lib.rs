@@ -1,9 +1,13 @@
-//! The harness of the end-to-end tests: real processes, a real browser, real clients, real faults.
+//! The harness of the end-to-end tests, the demo and the benches: real processes, real kills, and a
+//! ledger of what callers were told.
 //!
-//! Owns: starting clusters of `understudy` processes on ports of their own, breaking them (SIGKILL,
-//! SIGSTOP, a cut link, a full disk, a torn file), and asking for the state that must hold
-//! afterwards.
-//!
-//! Never does: sleeping until something has probably happened, or reaching into a node's insides.
-//! It sees what a user sees. What a seed can show without processes is shown by `understudy-sim`
-//! instead, a thousand times as fast.
+//! Owns: starting a cluster of `understudy` processes on loopback, faults, callers with idempotency
+//! keys, and the judgement from outside. Never reaches into a node's insides: it sees what a user sees,
+//! the command line, the HTTP surface and the process table. Ends only what it started, by process id.
+
+pub mod callers;
+pub mod cluster;
+pub mod http;
+pub mod ports;
+pub mod process;
+pub mod relay;

@@ -58,6 +58,12 @@ impl Line {
         self
     }
 
+    /// The same with one more argument, spaces and all.
+    pub(crate) fn word(mut self, word: &str) -> Line {
+        self.words.push(word.to_owned());
+        self
+    }
+
     /// Runs it in the workspace's root with this process's own input and output.
     pub(crate) fn run(&self) -> Result<(), LineError> {
         let status = self

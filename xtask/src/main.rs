@@ -40,8 +40,8 @@ fn main() -> ExitCode {
         Command::Test(options) => {
             needs::ensure(Task::Test, options.yes).and_then(|()| stages::run(&options))
         }
-        Command::Demo { seed, yes } => {
-            needs::ensure(Task::Demo, yes).and_then(|()| demo::run(seed))
+        Command::Demo { show, yes } => {
+            needs::ensure(Task::Demo, yes).and_then(|()| demo::run(&show))
         }
         Command::Bench { bench, yes } => {
             needs::ensure(Task::Bench, yes).and_then(|()| bench::run(bench))

@@ -144,13 +144,9 @@ impl Stage {
             .chain(fuzz(found))
             .collect(),
             Stage::Clippy => vec![Step::cargo(
-                "clippy --workspace --all-targets -- -D warnings",
+                "clippy --workspace --all-targets --features understudy/e2e -- -D warnings",
             )],
-            Stage::EndToEnd => {
-                vec![Step::Skip(
-                    "there are no end-to-end tests yet: they need real nodes",
-                )]
-            }
+            Stage::EndToEnd => vec![end_to_end(found)],
             Stage::Demo => vec![Step::Demo],
         }
     }
@@ -171,6 +167,20 @@ fn unit_tests(found: Found) -> Step {
         (true, false) => Line::cargo("nextest run --workspace --exclude xtask"),
         (true, true) => Line::cargo("nextest run --workspace --exclude xtask --profile long"),
         (false, _) => Line::cargo("test --workspace --exclude xtask --lib --bins --tests"),
+    };
+    Step::Run(long(line, found))
+}
+
+/// Real processes need both cores, so that they run one at a time, and apart from the units.
+fn end_to_end(found: Found) -> Step {
+    let line = match (found.nextest, found.long) {
+        (true, false) => Line::cargo("nextest run -p understudy --features e2e --test e2e -j 1"),
+        (true, true) => {
+            Line::cargo("nextest run -p understudy --features e2e --test e2e -j 1 --profile long")
+        }
+        (false, _) => {
+            Line::cargo("test -p understudy --features e2e --test e2e -- --test-threads=1")
+        }
     };
     Step::Run(long(line, found))
 }
@@ -270,7 +280,7 @@ impl Step {
                 say(&format!("$ {line}"));
                 line.run().map_err(|why| why.to_string())
             }
-            Step::Demo => demo::run(demo::SEED),
+            Step::Demo => demo::run(&demo::Show::default()),
             Step::Skip(why) => {
                 say(&format!("skipped: {why}"));
                 Ok(())
@@ -420,12 +430,12 @@ mod tests {
         check(
             Stage::Clippy,
             BARE,
-            &["cargo clippy --workspace --all-targets -- -D warnings"],
+            &["cargo clippy --workspace --all-targets --features understudy/e2e -- -D warnings"],
         );
         check(
             Stage::EndToEnd,
             BARE,
-            &["skipped: there are no end-to-end tests yet: they need real nodes"],
+            &["cargo test -p understudy --features e2e --test e2e -- --test-threads=1"],
         );
         check(Stage::Demo, BARE, &["demo"]);
     }

@@ -7,3 +7,17 @@
 //! Never does: deciding a restart, a placement or who owns a unit. The machines of
 //! `understudy-protocol` decide; the driver feeds them events and carries their actions out, so
 //! that a decision can be replayed from a log without any actor running.
+//!
+//! TUTORIAL.md beside this crate builds a whole kind; its code is `tests/tutorial.rs`.
+
+pub mod child;
+pub mod clock;
+pub mod counter;
+pub mod driver;
+mod kinds;
+pub mod store;
+pub mod testing;
+
+pub use child::{
+    Checkpoint, Child, ChildError, Context, Ender, Handled, Kind, Request, StartError,
+};

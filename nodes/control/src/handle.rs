@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use understudy_protocol::cluster::directory::{Command, Directory};
+use understudy_protocol::cluster::directory::{Command, Directory, Formation};
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, Seq, StoreId, UnitId};
 use understudy_protocol::time::Time;
 
@@ -163,6 +163,8 @@ pub enum Ask {
         single: bool,
         answer: oneshot::Sender<Result<(), FormError>>,
     },
+    /// Raft has begun; the first entry is to be proposed until it is applied.
+    Formed(Formation),
 }
 
 impl Handle {

@@ -6,3 +6,12 @@
 //! Never does: deciding that a node is dead. A lost connection fails its calls and dials again;
 //! only promises and the directory end a lease. Nor does it ever use 0-RTT or session resumption
 //! between nodes, where a replayed packet would be a command given twice.
+
+mod counters;
+pub mod heart;
+pub mod identity;
+pub mod net;
+mod tls;
+
+pub use counters::Counted;
+pub use tls::TlsError;

@@ -12,6 +12,7 @@ use understudy_protocol::cluster::directory::{Directory, Entry};
 use understudy_protocol::cluster::lease::{LeaseHolder, LeaseVoter, Warden};
 use understudy_protocol::cluster::replication::Replica;
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, StoreId, Term, UnitId};
+use understudy_protocol::machine::Machine;
 use understudy_protocol::time::Time;
 use understudy_protocol::wire::heart::DeathNote;
 
@@ -91,6 +92,27 @@ pub(crate) struct WardenProcess {
     pub life: u64,
     /// Helpers alive, and whose child each is.
     pub helpers: BTreeMap<u64, ChildId>,
+    /// Helpers that should have died while the machine was paused, and until when they may live (L2).
+    pub overdue: BTreeMap<u64, True>,
+}
+
+impl WardenProcess {
+    /// The machine goes on after a pause: if the deadline came meanwhile, what still lives is excused
+    /// until the warden has killed it, and not for longer than that takes.
+    pub(crate) fn thaws(&mut self, now: True, local: Time) {
+        let missed = self.machine.next_deadline().is_some_and(|at| at <= local);
+        for helper in self.helpers.keys().filter(|_| missed) {
+            let until = now.after(KILL_TIME);
+            self.overdue.entry(*helper).or_insert(until);
+        }
+    }
+
+    /// Whether the child runs here against rule L2.
+    pub(crate) fn runs(&self, child: &ChildId, now: True) -> bool {
+        let excused = |helper: &u64| self.overdue.get(helper).is_some_and(|until| now < *until);
+        let mut helpers = self.helpers.iter();
+        helpers.any(|(helper, of)| of == child && !excused(helper))
+    }
 }
 
 impl Node {
@@ -163,3 +185,37 @@ impl Process {
 
 /// How long it may take to kill every helper: what the holder takes off its lease (L2).
 pub(crate) const KILL_TIME: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use understudy_protocol::cluster::lease::warden::Event;
+
+    /// Whether a helper whose deadline is at 1 s, on a machine that thaws at `thaws`, counts as running
+    /// at `now`, all in milliseconds.
+    fn check(thaws: u64, now: u64, runs: bool) {
+        let child = ChildId::parse("t/k/c").expect("a child id");
+        let mut warden = WardenProcess {
+            machine: Warden::new(IncarnationId(1), [0; 32]),
+            life: 1,
+            helpers: BTreeMap::from([(1, child.clone())]),
+            overdue: BTreeMap::new(),
+        };
+        let deadline = Event::Deadline(Time::from_millis(1_000));
+        warden
+            .machine
+            .handle(Time::ZERO, deadline)
+            .expect("it is fed");
+        let at = |millis: u64| True(millis * 1_000_000);
+        warden.thaws(at(thaws), Time::from_millis(thaws));
+        assert_eq!(warden.runs(&child, at(now)), runs, "{thaws} {now}");
+    }
+
+    #[test]
+    fn a_thawed_machine_is_excused_until_its_warden_has_killed_and_no_longer() {
+        check(3_000, 3_001, false);
+        check(3_000, 3_049, false);
+        check(3_000, 3_050, true);
+        check(999, 1_000, true);
+    }
+}

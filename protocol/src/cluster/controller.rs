@@ -112,6 +112,10 @@ pub enum Refused {
     /// This node does not lead. Nothing changed; ask the leader.
     #[error("this node does not lead")]
     NotLeading,
+    /// The registration would be void: the start is listed already, has ended, or came with a store
+    /// that was used before. Nothing was proposed.
+    #[error("the registration is void: {0}")]
+    Void(directory::Void),
 }
 
 /// What a leader has heard since it leads.
@@ -677,6 +681,9 @@ impl Machine for Controller {
                 if self.leading.is_none() {
                     return Err(Refused::NotLeading);
                 }
+                if let Command::Register(new) = &command {
+                    self.directory.may_register(new).map_err(Refused::Void)?;
+                }
                 self.propose(now, command);
             }
             Event::Reported(Report { voter, expel, .. }) => {
@@ -766,3 +773,6 @@ const LONGEST_TTL: Duration = Duration::from_secs(5);
 
 /// Expulsions reported on at once. Each is one incarnation; a cluster has at most a thousand nodes.
 const REPORTS_MAX: usize = 4_096;
+
+#[cfg(test)]
+mod tests;

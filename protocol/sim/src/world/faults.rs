@@ -287,6 +287,10 @@ impl World {
             }
         }
         self.trace(24, node, || "thaws".into());
+        let local = self.nodes[node].show(self.now);
+        if let Some(warden) = &mut self.nodes[node].warden {
+            warden.thaws(self.now, local);
+        }
         self.nodes[node].warden_wake_at = None;
         self.tell_warden(node, warden::Event::Tick);
         self.resume(node);

@@ -50,6 +50,7 @@ impl World {
             machine,
             life: of.life,
             helpers: BTreeMap::new(),
+            overdue: BTreeMap::new(),
         });
         of.warden_wake_at = None;
         of.wake_at = None;
@@ -1139,7 +1140,7 @@ impl World {
             let runs = of
                 .warden
                 .as_ref()
-                .is_some_and(|warden| warden.helpers.values().any(|of| *of == child));
+                .is_some_and(|warden| warden.runs(&child, self.now));
             let excused = of.process.as_ref().is_some_and(|process| process.excused);
             *nth != node && runs && of.frozen.is_none() && !excused
         });

@@ -181,18 +181,32 @@ impl Directory {
         Ok(())
     }
 
-    fn register(&mut self, id: LogId, new: Registration) -> Result<(), Void> {
-        if self.incarnations.contains_key(&new.incarnation) {
+    /// Whether the registration would make a start live. The leader asks before it proposes one: a
+    /// registration that is void when it is applied has by then cost the node's live start its lease,
+    /// for voters heed an entry as soon as they hold it (L4).
+    pub fn may_register(&self, new: &Registration) -> Result<(), Void> {
+        if !self.is_formed() || self.incarnations.contains_key(&new.incarnation) {
             return Err(Void::NotNow);
+        }
+        // Late, or repeated: its promises are over for good.
+        let ended = |node: &NodeEntry| node.ended.contains(&new.incarnation);
+        if self.nodes.get(&new.node).is_some_and(ended) {
+            return Err(Void::NoIncarnation);
         }
         // A store id is never reused: not by another node, not after its node came with another.
         let used = |entry: &StoreEntry| entry.retired || entry.node != new.node;
         if self.stores.get(&new.store).is_some_and(used) {
             return Err(Void::StoreUsed);
         }
-        let mut draining = false;
+        Ok(())
+    }
+
+    fn register(&mut self, id: LogId, new: Registration) -> Result<(), Void> {
+        self.may_register(&new)?;
+        let (mut draining, mut ended) = (false, Vec::new());
         if let Some(former) = self.nodes.get(&new.node) {
             draining = former.draining;
+            ended.clone_from(&former.ended);
             if former.store != new.store {
                 let store = former.store;
                 self.stores
@@ -227,6 +241,7 @@ impl Directory {
             draining,
             name: new.name,
             address: new.address,
+            ended,
         };
         self.nodes.insert(new.node, entry);
         self.actions.push_back(Action::Membership);
@@ -292,7 +307,11 @@ impl Directory {
         at_work: Option<&[UnitId]>,
         random: u64,
     ) {
-        self.incarnations.remove(&incarnation);
+        if let Some(entry) = self.incarnations.remove(&incarnation) {
+            self.nodes
+                .entry(entry.node)
+                .and_modify(|node| node.remember_ended(incarnation));
+        }
         let mut lost: BTreeMap<SupervisorId, Vec<(Member, bool)>> = BTreeMap::new();
         for (id, unit) in &mut self.units {
             let Some(owner) = unit.owner.filter(|owner| owner.incarnation == incarnation) else {

@@ -42,7 +42,8 @@ pub use command::{
     LABELS_MAX, Needs, RESOURCES_MAX, Registration, SET_MAX, Void,
 };
 pub use entries::{
-    IncarnationEntry, Member, NodeEntry, Owner, Run, StoreEntry, SupervisorEntry, UnitEntry,
+    ENDED_MAX, IncarnationEntry, Member, NodeEntry, Owner, Run, StoreEntry, SupervisorEntry,
+    UnitEntry,
 };
 
 use crate::cluster::lease::voter::Fact;

@@ -358,6 +358,34 @@ fn a_new_start_of_a_node_expels_the_one_before() {
 }
 
 #[test]
+fn a_start_that_has_ended_is_not_made_live_again() {
+    let mut cluster = Cluster::serving(2, 1);
+    cluster.ok(note(1, 1, &[]));
+    cluster.void(Command::Register(registration(1, 1)), Void::NoIncarnation);
+    cluster.ok(Command::Register(registration(1, 2)));
+    // As many starts back as are remembered.
+    for start in 2..2 + ENDED_MAX as u64 - 1 {
+        cluster.ok(note(1, start, &[]));
+        cluster.ok(Command::Register(registration(1, start + 1)));
+    }
+    let live = incarnation(1, 1 + ENDED_MAX as u64);
+    for start in 1..=ENDED_MAX as u64 {
+        cluster.void(
+            Command::Register(registration(1, start)),
+            Void::NoIncarnation,
+        );
+    }
+    assert!(cluster.directory.is_live(live));
+    let node = &cluster.directory.nodes()[&NodeId(1)];
+    assert_eq!(node.ended.len(), ENDED_MAX);
+    // The list has an end.
+    cluster.ok(note(1, 1 + ENDED_MAX as u64, &[]));
+    let node = &cluster.directory.nodes()[&NodeId(1)];
+    assert_eq!(node.ended.len(), ENDED_MAX);
+    assert_eq!(node.ended.last(), Some(&live));
+}
+
+#[test]
 fn a_store_id_is_never_used_again() {
     let mut cluster = Cluster::formed(2, 1);
     let others = Registration {

@@ -174,7 +174,9 @@ impl Machine for Warden {
             }
             Event::Deadline(until) => self.deadline = self.deadline.max(Some(until)),
             Event::AtWork(unit) => {
-                self.at_work.insert(unit);
+                if self.at_work.len() < AT_WORK_HELD_MAX {
+                    self.at_work.insert(unit);
+                }
             }
             Event::AtRest(unit) => {
                 self.at_work.remove(&unit);
@@ -212,6 +214,10 @@ impl Machine for Warden {
 /// Helpers of one node: Chromium processes, render workers and probes. A node with more has lost
 /// track of them.
 pub const HELPERS_MAX: usize = 4_096;
+
+/// Units at work at once: a note names [`AT_WORK_MAX`] of them, and those that come to rest make room
+/// for others. A node with more is not understood any more; what comes on top is not held.
+const AT_WORK_HELD_MAX: usize = 65_536;
 
 /// How often the note is sent: datagrams are lost, and nobody answers them.
 const NOTE_SENDS: u32 = 10;

@@ -632,6 +632,59 @@ impl Owner {
             .map_or(self.began, |first| first + (slowest * 4).max(SEAL_WAIT))
     }
 
+    /// A chain that was adopted from a store that is gone before it was read ends where the longest of
+    /// the others does (T1): what only the lost store had was never acknowledged, and nobody was shown
+    /// it. As in sealing, stores that were cut do not decide this alone (R8).
+    fn give_up_tails(&mut self, now: Time) {
+        if self.phase != Phase::Adopting || self.loading.is_empty() {
+            return;
+        }
+        let answering = |store: &&StoreId| !self.peers[*store].is_late(now);
+        let members: Vec<&Peer> = self
+            .view
+            .set
+            .iter()
+            .filter(answering)
+            .map(|store| &self.peers[store])
+            .collect();
+        let all = members.len() == self.view.set.len();
+        let whole = members.iter().any(|peer| !peer.unconfirmed);
+        // One that is being sealed may hold more.
+        if members.iter().any(|peer| !peer.sealed) || !(all || whole) {
+            return;
+        }
+        let mut given_up = Vec::new();
+        for child in self.loading.keys() {
+            let ends = members
+                .iter()
+                .map(|peer| peer.behind.get(child).map(|behind| behind.agrees));
+            // `None`: it holds the whole chain.
+            if let Some(ends) = ends.collect::<Option<Vec<_>>>() {
+                let longest = ends.into_iter().flatten().max();
+                given_up.extend(longest.map(|tail| (child.clone(), tail)));
+            }
+        }
+        for (child, tail) in given_up {
+            self.end_at(child, tail);
+        }
+    }
+
+    /// The child's chain ends here and nothing of it has been read.
+    fn end_at(&mut self, child: ChildId, tail: Head) {
+        self.loading.remove(&child);
+        let log = Log::ending(tail);
+        let old = self.children.insert(child.clone(), log);
+        for peer in self.peers.values_mut().filter(|peer| peer.sealed) {
+            let whole = Behind::from(old.as_ref().map(|log| log.tail));
+            let behind = peer.behind.entry(child.clone()).or_insert(whole);
+            if behind.agrees == Some(tail) {
+                peer.behind.remove(&child);
+            }
+        }
+        self.recount(&child);
+        self.drop_unneeded(&child);
+    }
+
     /// Finds out where a sealed replica's chains differ from ours.
     fn compare(&mut self, store: StoreId) {
         let Some(peer) = self.peers.get_mut(&store) else {
@@ -878,6 +931,7 @@ impl Owner {
         if self.phase == Phase::Sealing {
             return;
         }
+        self.give_up_tails(now);
         self.mend(now);
         self.confirm(now);
         self.choose_learner(now);
@@ -1007,9 +1061,7 @@ impl Owner {
     /// Members that do not answer, or cannot.
     fn silent(&self, now: Time) -> BTreeSet<StoreId> {
         let is_silent = |store: &&StoreId| {
-            let peer = self.peers.get(store);
-            let waits = peer.and_then(|peer| peer.waiting.map(|since| (now.since(since), peer)));
-            let late = waits.is_some_and(|(waited, peer)| waited >= peer.patience());
+            let late = self.peers.get(store).is_some_and(|peer| peer.is_late(now));
             late || self.view.unreachable.contains(store)
         };
         self.view.set.iter().filter(is_silent).copied().collect()
@@ -1133,6 +1185,9 @@ impl Owner {
         let mut set: BTreeSet<StoreId> = self.view.set.difference(&out).copied().collect();
         let learner = self.complete_learner();
         set.extend(learner);
+        if self.leans_on(&out, &set) {
+            return None;
+        }
         let min_copies = if keeps(Rule::R6) {
             self.view.min_copies
         } else {
@@ -1155,6 +1210,18 @@ impl Owner {
             return Some(set);
         }
         None
+    }
+
+    /// Whether a whole store would go while those that stay were cut and have not all that it has: what
+    /// they lack may be acknowledged (R8).
+    fn leans_on(&self, out: &BTreeSet<StoreId>, set: &BTreeSet<StoreId>) -> bool {
+        let sealed = |store: &StoreId| self.peers.get(store).filter(|peer| peer.sealed);
+        let whole = |peer: &Peer| !peer.unconfirmed;
+        let agrees = |peer: &Peer| peer.behind.is_empty();
+        let goes = out.iter().filter_map(sealed).any(whole);
+        let mut stay = set.iter().filter_map(sealed);
+        let decides = self.phase == Phase::Adopting && keeps(Rule::R8);
+        decides && goes && !stay.any(|peer| whole(peer) || agrees(peer))
     }
 
     fn try_serve(&mut self, now: Time) {
@@ -1374,6 +1441,12 @@ impl Peer {
     /// After how long a silent member is shrunk out (R6).
     fn patience(&self) -> Duration {
         (self.round_trip.unwrap_or_default() * 4).max(SILENCE)
+    }
+
+    /// Whether it has owed an answer for longer than that.
+    fn is_late(&self, now: Time) -> bool {
+        let waited = self.waiting.map(|since| now.since(since));
+        waited.is_some_and(|waited| waited >= self.patience())
     }
 }
 

@@ -168,6 +168,83 @@ fn the_unsealed_are_not_dropped_below_min_copies() {
     assert_eq!(world.places(3), [1, 2]);
 }
 
+/// Store 2 alone holds the unacknowledged record 4 of `a` and is sealed; then it goes away.
+fn holder_of_the_longest_log_goes(members: u64) -> World {
+    let mut world = World::serving(3, members, 2);
+    write_all(&mut world, 3);
+    world.away = [store(1), store(3)].into();
+    world.write("a").unwrap();
+    world.run(3);
+    assert_eq!((world.places(1).len(), world.places(2).len()), (3, 4));
+    world.away.clear();
+    world.net.clear();
+    world.take_over();
+    while world.owner().phase() == Phase::Sealing {
+        world.run(1);
+    }
+    world.away = [store(2)].into();
+    world
+}
+
+#[test]
+fn a_tail_whose_only_holder_is_gone_is_given_up() {
+    let mut world = holder_of_the_longest_log_goes(3);
+    world.change(|view| view.unreachable = [store(2)].into());
+    world.run(50);
+    assert_eq!(world.owner().phase(), Phase::Serving);
+    assert_eq!(world.set(), [1, 3]);
+    assert_eq!(world.acked(), 3);
+    assert_eq!(loaded(&mut world), [1, 2, 3]);
+    world.write("a").unwrap();
+    world.run(5);
+    assert_eq!(world.acked(), 4);
+    // What the lost one kept to itself gives way to what was written since.
+    world.away.clear();
+    world.change(|view| view.unreachable.clear());
+    world.run(100);
+    assert_eq!(world.set(), [1, 2, 3]);
+    assert_eq!(world.heads(2), world.heads(1));
+}
+
+#[test]
+fn a_tail_whose_only_holder_is_silent_and_cannot_be_dropped_is_given_up() {
+    let mut world = holder_of_the_longest_log_goes(2);
+    world.run(200);
+    assert_eq!(
+        world.owner().phase(),
+        Phase::Adopting,
+        "it may only be slow"
+    );
+    world.run(1_000);
+    assert_eq!(world.owner().phase(), Phase::Serving);
+    assert_eq!(world.set(), [1, 3]);
+    assert_eq!(loaded(&mut world), [1, 2, 3]);
+}
+
+#[test]
+fn a_tail_that_only_cut_stores_are_left_without_is_not_given_up() {
+    // Stores 1 and 2 may have lost the acknowledged record 3: only store 3 can tell (R8).
+    let mut world = World::serving(3, 3, 1);
+    write_all(&mut world, 3);
+    for id in [1, 2] {
+        let cut = world.stores.get_mut(&store(id)).unwrap();
+        cut.flushed.cut_last(&child("a"));
+        cut.restart();
+    }
+    world.take_over();
+    while world.owner().phase() == Phase::Sealing {
+        world.run(1);
+    }
+    world.away = [store(3)].into();
+    world.run(3_000);
+    assert_eq!(world.owner().phase(), Phase::Adopting);
+    assert_eq!(world.set(), [1, 2, 3]);
+    world.away.clear();
+    world.run(1_500);
+    assert_eq!(world.owner().phase(), Phase::Serving);
+    assert_eq!(loaded(&mut world), [1, 2, 3]);
+}
+
 #[test]
 fn without_a_complete_replica_the_unit_is_unavailable_and_not_empty() {
     let mut world = World::serving(2, 2, 2);

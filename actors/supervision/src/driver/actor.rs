@@ -1,0 +1,230 @@
+//! The actor of one child.
+//!
+//! Owns: the child's value, and every call of its code: whatever that panics with is caught here and
+//! ends this child alone. Never says that it has ended; its watch does.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{self, Poll};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use understudy_protocol::id::ChildId;
+use understudy_protocol::supervision::Exit;
+use understudy_protocol::wire::envelope::Envelope;
+
+use super::{DriverEvent, START_LIMIT};
+use crate::child::{Checkpoint, Context, Request};
+use crate::kinds::{AnyChild, AnyKind, BoxFuture};
+
+/// What the actor is told. The driver sends one `Execute` at a time, its watch one `Stop`, and the
+/// child one `End`: so three messages are the most that wait.
+#[derive(Debug)]
+pub(super) enum Message {
+    Execute { envelope: Envelope, snapshot: bool },
+    Stop,
+    End(Verdict),
+}
+
+/// Local only: no message to a child travels between actor systems.
+impl ractor::Message for Message {}
+
+/// How the child ended, as the actor saw it. None is left by an actor that was killed.
+#[derive(Debug)]
+pub(super) struct Verdict {
+    pub(super) exit: Exit,
+    pub(super) reason: String,
+}
+
+/// What an actor begins with.
+pub(super) struct Birth {
+    pub(super) child: ChildId,
+    pub(super) kind: Arc<dyn AnyKind>,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) events: mpsc::Sender<DriverEvent>,
+    pub(super) busy: Arc<AtomicBool>,
+    pub(super) verdict: oneshot::Sender<Verdict>,
+}
+
+pub(super) struct ChildActor;
+
+pub(super) struct State {
+    name: ChildId,
+    /// What it is started from; taken by the start.
+    unborn: Option<(Arc<dyn AnyKind>, Checkpoint)>,
+    child: Option<Box<dyn AnyChild>>,
+    events: mpsc::Sender<DriverEvent>,
+    busy: Arc<AtomicBool>,
+    verdict: Option<oneshot::Sender<Verdict>>,
+}
+
+impl Actor for ChildActor {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Birth;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<Message>,
+        birth: Birth,
+    ) -> Result<State, ActorProcessingErr> {
+        Ok(State {
+            name: birth.child,
+            unborn: Some((birth.kind, birth.checkpoint)),
+            child: None,
+            events: birth.events,
+            busy: birth.busy,
+            verdict: Some(birth.verdict),
+        })
+    }
+
+    async fn post_start(
+        &self,
+        myself: ActorRef<Message>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        if let Err(verdict) = state.start(&myself).await {
+            state.end(&myself, verdict);
+        }
+        Ok(())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let ended = match message {
+            Message::Execute { envelope, snapshot } => state.execute(envelope, snapshot).await,
+            Message::Stop => Err(state.stop().await),
+            Message::End(verdict) => Err(verdict),
+        };
+        if let Err(verdict) = ended {
+            state.end(&myself, verdict);
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    async fn start(&mut self, myself: &ActorRef<Message>) -> Result<(), Verdict> {
+        let Some((kind, checkpoint)) = self.unborn.take() else {
+            return Ok(());
+        };
+        let actor = myself.clone();
+        let context = Context::new(self.name.clone(), move |exit, reason| {
+            // An actor that has just ended does not hear it.
+            let _ = actor.send_message(Message::End(Verdict { exit, reason }));
+        });
+        let start = Caught(kind.start(context, checkpoint));
+        let child = timeout(START_LIMIT, start)
+            .await
+            .map_err(|_| abnormal(format!("it did not start within {START_LIMIT:?}")))?
+            .map_err(panicked)?
+            .map_err(abnormal)?;
+        self.child = Some(child);
+        self.say(DriverEvent::Started(self.name.clone())).await
+    }
+
+    async fn execute(&mut self, envelope: Envelope, snapshot: bool) -> Result<(), Verdict> {
+        // What waits behind the end of a child is not begun.
+        let Some(child) = &mut self.child else {
+            return Ok(());
+        };
+        let Envelope {
+            call, key, body, ..
+        } = envelope;
+        let handled = Caught(child.handle(Request::new(key, body)))
+            .await
+            .map_err(panicked)?
+            .map_err(abnormal)?;
+        let state = match snapshot && handled.effect.is_some() {
+            true => Some(
+                Caught(child.snapshot())
+                    .await
+                    .map_err(panicked)?
+                    .map_err(abnormal)?,
+            ),
+            false => None,
+        };
+        // First, so that whoever hears of it may hand in the next call.
+        self.busy.store(false, Ordering::Release);
+        self.say(DriverEvent::Executed {
+            child: self.name.clone(),
+            call,
+            answer: handled.answer,
+            effect: handled.effect,
+            state,
+        })
+        .await
+    }
+
+    async fn stop(&mut self) -> Verdict {
+        let Some(child) = &mut self.child else {
+            return shutdown("it was told to stop");
+        };
+        match Caught(child.stop()).await {
+            Ok(()) => shutdown("it was told to stop"),
+            Err(panic) => panicked(panic),
+        }
+    }
+
+    /// Drops the child. Only the first verdict counts.
+    fn end(&mut self, myself: &ActorRef<Message>, verdict: Verdict) {
+        if let Some(judge) = self.verdict.take() {
+            let _ = judge.send(verdict);
+        }
+        myself.stop(None);
+        self.child = None;
+    }
+
+    async fn say(&mut self, event: DriverEvent) -> Result<(), Verdict> {
+        let sent = self.events.send(event).await;
+        sent.map_err(|_| shutdown("nobody hears what it does any more"))
+    }
+}
+
+fn abnormal(reason: impl ToString) -> Verdict {
+    Verdict {
+        exit: Exit::Abnormal,
+        reason: reason.to_string(),
+    }
+}
+
+fn panicked(message: String) -> Verdict {
+    abnormal(format!("it panicked: {message}"))
+}
+
+fn shutdown(reason: &str) -> Verdict {
+    Verdict {
+        exit: Exit::Shutdown,
+        reason: reason.to_owned(),
+    }
+}
+
+/// A child's own code; yields the message of its panic as an error. After one, nothing of the child is
+/// used but its drop, so what the panic left half done is seen by nobody.
+struct Caught<'a, T>(BoxFuture<'a, T>);
+
+impl<T> Future for Caught<'_, T> {
+    type Output = Result<T, String>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Self::Output> {
+        let polled = catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context)));
+        match polled {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => Poll::Ready(Err(message_of(&*panic))),
+        }
+    }
+}
+
+fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("without a message").to_owned()
+}

@@ -1,0 +1,142 @@
+//! What the author of a kind tests it with, and kinds that misbehave on request.
+//!
+//! Owns: the check that a child comes back as it was, and three kinds for testing what stands around a
+//! child. They are in no list of kinds unless [`register`] put them there; the end-to-end tests do.
+//!
+//! | kind | request | what happens |
+//! |---|---|---|
+//! | `testing-poison` | `die` | its whole process dies of SIGKILL |
+//! | `testing-slow` | `sleep MS` | it answers after so many milliseconds |
+//! | | `hang` | it never answers |
+//! | `testing-faulty` | `panic` | its code panics |
+//! | | `fail` | it returns an error |
+//! | | `end` | it ends by itself, as if its work were done, after the answer |
+//! | | `break` | it ends by itself, abnormally, after the answer |
+//!
+//! Each answers `alive` to everything else, and none has a state; so that the directory's strikes and
+//! restarts are all that is left of them.
+
+use std::future::pending;
+use std::time::Duration;
+
+use bytes::Bytes;
+use understudy_protocol::id::{ChildId, IncarnationId};
+use understudy_protocol::supervision::Exit;
+use understudy_protocol::wire::envelope::CallKey;
+
+use crate::child::{
+    Checkpoint, Child, ChildError, Context, Ender, Handled, Kind, Request, StartError,
+};
+use crate::kinds::Kinds;
+
+/// These kinds and the three that misbehave.
+#[must_use]
+pub fn register(kinds: Kinds) -> Kinds {
+    kinds
+        .with("testing-poison", Misbehaving)
+        .with("testing-slow", Misbehaving)
+        .with("testing-faulty", Misbehaving)
+}
+
+/// Runs the requests on a new child and, after each of them, starts another one from what is recorded:
+/// once from all the steps, and once from the last snapshot alone. Every one of them must have the same
+/// snapshot. Returns the answers.
+///
+/// # Errors
+/// The sentence that says where the kind breaks its promise.
+pub async fn comes_back<K: Kind>(kind: &K, requests: &[&[u8]]) -> Result<Vec<Bytes>, String> {
+    let mut child = begin(kind, Checkpoint::default()).await?;
+    let mut steps = Vec::new();
+    let mut answers = Vec::new();
+    for (number, request) in requests.iter().enumerate() {
+        let at = format!("after request {number} ({})", request.escape_ascii());
+        let failed = |error: ChildError| format!("{at}: {error}");
+        let handled = child
+            .handle(asking(number, request))
+            .await
+            .map_err(failed)?;
+        steps.extend(handled.effect);
+        answers.push(handled.answer);
+        let state = child.snapshot().await.map_err(failed)?;
+        let from_steps = Checkpoint::new(None, steps.clone());
+        let from_state = Checkpoint::new(Some(state.clone()), Vec::new());
+        for (from, checkpoint) in [("its steps", from_steps), ("its snapshot", from_state)] {
+            let mut again = begin(kind, checkpoint).await?;
+            let then = again.snapshot().await.map_err(failed)?;
+            if then != state {
+                return Err(format!(
+                    "{at}, a child started from {from} is another: {then:?} instead of {state:?}"
+                ));
+            }
+        }
+    }
+    Ok(answers)
+}
+
+async fn begin<K: Kind>(kind: &K, checkpoint: Checkpoint) -> Result<K::Child, String> {
+    let child = ChildId::parse("@testing/testing/child").map_err(|error| error.to_string())?;
+    let context = Context::new(child, |_, _| {});
+    let started = kind.start(context, checkpoint).await;
+    started.map_err(|error| error.to_string())
+}
+
+fn asking(number: usize, body: &[u8]) -> Request {
+    let key = CallKey::Internal {
+        gateway: IncarnationId(1),
+        number: number as u64,
+    };
+    Request::new(key, Bytes::copy_from_slice(body))
+}
+
+struct Misbehaving;
+
+struct OnRequest {
+    kind: String,
+    ender: Ender,
+}
+
+impl Kind for Misbehaving {
+    type Child = OnRequest;
+
+    async fn start(&self, context: Context, _: Checkpoint) -> Result<OnRequest, StartError> {
+        Ok(OnRequest {
+            kind: context.child().kind().to_owned(),
+            ender: context.ender(),
+        })
+    }
+}
+
+impl Child for OnRequest {
+    async fn handle(&mut self, request: Request) -> Result<Handled, ChildError> {
+        let text = String::from_utf8_lossy(&request.body);
+        let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
+        match (self.kind.as_str(), word) {
+            ("testing-poison", "die") => die(),
+            ("testing-slow", "sleep") => {
+                let millis = rest.parse().unwrap_or(0);
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+            }
+            ("testing-slow", "hang") => pending().await,
+            ("testing-faulty", "panic") => panic!("it was asked to"),
+            ("testing-faulty", "fail") => {
+                return Err(ChildError::Broken("it was asked to".into()));
+            }
+            ("testing-faulty", "end") => self.ender.end(Exit::Normal, "its work is done"),
+            ("testing-faulty", "break") => self.ender.end(Exit::Abnormal, "its process is gone"),
+            _ => {}
+        }
+        Ok(Handled::read("alive"))
+    }
+
+    async fn snapshot(&mut self) -> Result<Bytes, ChildError> {
+        Ok(Bytes::new())
+    }
+}
+
+/// Nothing of the process runs after it: no destructor, no last word.
+fn die() {
+    let me = rustix::process::getpid();
+    // It cannot fail on oneself; were it to, the process would at least abort.
+    let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
+    std::process::abort();
+}

@@ -1,0 +1,128 @@
+//! Where frames and requests of peers come in.
+//!
+//! Owns: decoding, and the way of each message to the core or straight to the store. Called by reader
+//! tasks, so it never blocks: a full queue is said, and the transport withholds its credit.
+
+use std::collections::BTreeMap;
+use std::future::{Future, ready};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tracing::debug;
+
+use understudy_protocol::cluster::directory::Entry;
+use understudy_protocol::id::NodeId;
+use understudy_protocol::wire::codec::{DecodeError, Frame, MessageType, decode_whole};
+use understudy_protocol::wire::heart::HeartMessage;
+use understudy_protocol::wire::replica::ReplicaRequest;
+use understudy_transport::net::{Full, Hello, Inbox, PeerChange, RequestRefused};
+
+use super::Input;
+use crate::raft::{self, RaftDriver};
+
+/// The receiving side of one node.
+pub struct CoreInbox {
+    pub(super) lanes: mpsc::Sender<Input>,
+    pub(super) store: Box<dyn Fn(NodeId, ReplicaRequest) -> bool + Send + Sync>,
+    pub(super) raft: Arc<RaftDriver>,
+    /// Who is connected now: nothing is lost when the core is late.
+    pub(super) peers: watch::Sender<BTreeMap<NodeId, Hello>>,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Bytes, RequestRefused>> + Send>>;
+
+impl CoreInbox {
+    fn take(&self, from: NodeId, frame: &[u8]) -> Result<Result<(), Full>, DecodeError> {
+        let (parsed, _) = Frame::split(frame)?;
+        let input = match parsed.kind()? {
+            MessageType::ReplicaRequest => {
+                let request = parsed.decode()?;
+                let taken = (self.store)(from, request);
+                return Ok(if taken { Ok(()) } else { Err(Full) });
+            }
+            MessageType::ReplicaAnswer => Input::Answer(parsed.decode()?),
+            MessageType::Envelope => Input::Envelope(parsed.decode()?),
+            MessageType::Reply => Input::Reply(parsed.decode()?),
+            MessageType::Confirmed => Input::Confirmed(parsed.decode()?),
+            MessageType::Heart
+            | MessageType::Record
+            | MessageType::DirectoryCommand
+            | MessageType::DirectorySnapshot => {
+                debug!(%from, kind = ?parsed.kind(), "a frame that has no place on a lane");
+                return Ok(Ok(()));
+            }
+        };
+        Ok(self.lanes.try_send(input).map_err(|_| Full))
+    }
+}
+
+impl CoreInbox {
+    /// A command for the leader. Whether this node leads, the core knows.
+    fn proposal(&self, body: &[u8]) -> Result<Bytes, RequestRefused> {
+        let entry: Entry = decode_whole(body).map_err(unreadable)?;
+        self.put(Input::Forwarded(entry.command))
+    }
+
+    /// A voter's report (L5).
+    fn report(&self, body: &[u8]) -> Result<Bytes, RequestRefused> {
+        match decode_whole(body).map_err(unreadable)? {
+            HeartMessage::Report(report) => self.put(Input::Reported(report)),
+            _ => Err(RequestRefused::NotServed),
+        }
+    }
+
+    fn put(&self, input: Input) -> Result<Bytes, RequestRefused> {
+        let put = self.lanes.try_send(input);
+        put.map(|()| Bytes::new()).map_err(|_| RequestRefused::Full)
+    }
+}
+
+fn unreadable(error: DecodeError) -> RequestRefused {
+    RequestRefused::Failed(error.to_string())
+}
+
+impl Inbox for CoreInbox {
+    fn frame(&self, from: NodeId, frame: Bytes) -> Result<(), Full> {
+        self.take(from, &frame).unwrap_or_else(|error| {
+            metrics::counter!("understudy_frames_refused_total").increment(1);
+            debug!(%from, %error, "a frame was refused");
+            Ok(())
+        })
+    }
+
+    fn request(&self, _: NodeId, kind: u8, body: Bytes) -> Answer {
+        match kind {
+            PROPOSAL => Box::pin(ready(self.proposal(&body))),
+            REPORT => Box::pin(ready(self.report(&body))),
+            kind => {
+                let raft = self.raft.clone();
+                Box::pin(async move {
+                    let answered = raft.on_request(kind, body).await;
+                    answered.map_err(|error| match error {
+                        raft::RequestRefused::UnknownKind(_) => RequestRefused::NotServed,
+                        error => RequestRefused::Failed(error.to_string()),
+                    })
+                })
+            }
+        }
+    }
+
+    fn peer(&self, change: PeerChange) {
+        self.peers.send_modify(|peers| match change {
+            PeerChange::Up(hello) => {
+                peers.insert(hello.node, hello);
+            }
+            PeerChange::Down(node) => {
+                peers.remove(&node);
+            }
+        });
+    }
+}
+
+/// A command for the leader, as an entry without a stamp.
+pub(super) const PROPOSAL: u8 = 4;
+
+/// A voter's report on the truth plane (L5).
+pub(super) const REPORT: u8 = 5;

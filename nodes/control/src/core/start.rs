@@ -1,0 +1,226 @@
+//! How the core is put together, and how it ends.
+//!
+//! Owns: the channels and their sizes. Never decides what happens in them.
+
+use super::*;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+
+use tokio::task::JoinHandle;
+use understudy_protocol::cluster::agent::AgentSettings;
+use understudy_protocol::id::IncarnationId;
+use understudy_protocol::wire::heart::{DeathDigest, Ttl};
+use understudy_store::{LimitFile, ReplicaThread};
+use understudy_supervision::driver::Kinds;
+use understudy_transport::net::Net;
+
+use crate::handle::Handle;
+
+/// What stays the same for one start of a node.
+#[derive(Clone)]
+pub struct CoreConfig {
+    /// This node.
+    pub node: NodeId,
+    /// What people call it.
+    pub name: String,
+    /// Where its peers reach it.
+    pub address: String,
+    /// This start of it.
+    pub incarnation: IncarnationId,
+    /// Its store.
+    pub store: StoreId,
+    /// What its warden's death note must match.
+    pub death: DeathDigest,
+    /// Whether its store votes.
+    pub votes: bool,
+    /// Whether it runs units.
+    pub works: bool,
+    /// Labels, such as `zone`.
+    pub labels: BTreeMap<String, String>,
+    /// Nodes that a cluster is formed with.
+    pub seeds: Vec<String>,
+    /// The TTL of a cluster that is formed here (L3).
+    pub ttl: Ttl,
+    /// Replicas of a cluster that is formed here (R4).
+    pub replicas: u8,
+    /// The least copies of a cluster that is formed here (R4).
+    pub min_copies: u8,
+    /// How long one call may be at work before its child is killed as hung.
+    pub work_limit: Duration,
+    /// After how long without a call a light child is passivated.
+    pub passivate_after: Duration,
+    /// Ends the process: the node cannot go on, and says why.
+    pub fatal: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+/// The warden, as the core needs it.
+pub struct Warden {
+    /// The unit starts or works (V2).
+    pub at_work: Box<dyn Fn(UnitId) + Send>,
+    /// The unit rests.
+    pub at_rest: Box<dyn Fn(UnitId) + Send>,
+    /// Whom a death note goes to.
+    pub voters: Arc<dyn Fn(Vec<SocketAddr>) + Send + Sync>,
+}
+
+/// What the core works with, started already.
+pub struct CoreParts {
+    /// Which kinds of children there are.
+    pub kinds: Kinds,
+    /// The lanes and the truth plane.
+    pub net: Net,
+    /// This node's store.
+    pub replica: Arc<ReplicaThread>,
+    /// The file of the heart's limit.
+    pub limit: Arc<Mutex<LimitFile>>,
+    /// Raft.
+    pub raft: Arc<RaftDriver>,
+    /// What Raft says.
+    pub raft_events: mpsc::Receiver<RaftEvent>,
+    /// The heart.
+    pub heart: HeartHandle,
+    /// What the heart says.
+    pub heart_outputs: mpsc::Receiver<HeartOutput>,
+    /// The warden.
+    pub warden: Warden,
+    /// What [`CoreInbox`] puts in.
+    pub inbox: InboxEnds,
+    /// For entries and jitter.
+    pub seed: u64,
+}
+
+/// The core's ends of a [`CoreInbox`].
+pub struct InboxEnds {
+    lanes: mpsc::Receiver<Input>,
+    peers: watch::Receiver<BTreeMap<NodeId, Hello>>,
+}
+
+/// The running core.
+pub struct CoreTask {
+    task: JoinHandle<Core>,
+    stop: oneshot::Sender<()>,
+}
+
+impl CoreInbox {
+    /// An inbox, and the ends that the core reads.
+    pub fn new(
+        store: impl Fn(NodeId, understudy_protocol::wire::replica::ReplicaRequest) -> bool
+        + Send
+        + Sync
+        + 'static,
+        raft: Arc<RaftDriver>,
+    ) -> (CoreInbox, InboxEnds) {
+        let (lanes, lanes_end) = mpsc::channel(LANES_MAX);
+        let (peers, peers_end) = watch::channel(BTreeMap::new());
+        let inbox = CoreInbox {
+            lanes,
+            store: Box::new(store),
+            raft,
+            peers,
+        };
+        let ends = InboxEnds {
+            lanes: lanes_end,
+            peers: peers_end,
+        };
+        (inbox, ends)
+    }
+}
+
+/// Starts the core; the handle is what everybody else talks to.
+pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
+    let now = clock::now();
+    let settings = AgentSettings {
+        incarnation: config.incarnation,
+        home: config.store,
+        key_kept: understudy_protocol::cluster::calls::KEY_KEPT,
+        passivate_after: config.passivate_after,
+        work_limit: config.work_limit,
+        snapshot_every: SNAPSHOT_EVERY,
+    };
+    let (children, children_end) = mpsc::channel(CHILDREN_MAX);
+    let (asks, asks_end) = mpsc::channel(ASKS_MAX);
+    let (stop, stop_end) = oneshot::channel();
+    let events = Events::default();
+    let directory = Arc::new(Directory::default());
+    let (view, view_end) = watch::channel(Arc::new(View {
+        directory: directory.clone(),
+        node: config.node,
+        incarnation: config.incarnation,
+        store: config.store,
+        leader: None,
+        lease_until: Time::ZERO,
+        peers: Vec::new(),
+        missing_seeds: config.seeds.clone(),
+        serving: BTreeSet::new(),
+        unavailable: BTreeSet::new(),
+    }));
+    let core = Core {
+        asks: asks.clone(),
+        controller: Controller::new(now, Directory::default(), parts.seed),
+        agent: Agent::new(settings),
+        caller: Caller::new(config.incarnation),
+        raft: parts.raft,
+        heart: parts.heart,
+        driver: Driver::new(parts.kinds, children),
+        outlet: Outlet::new(
+            config.node,
+            config.store,
+            parts.net,
+            parts.replica,
+            parts.limit,
+        ),
+        warden: parts.warden,
+        events: events.clone(),
+        view,
+        leads_from: None,
+        directory,
+        directory_moved: false,
+        view_moved: true,
+        peers: BTreeMap::new(),
+        serving: BTreeSet::new(),
+        unavailable: BTreeSet::new(),
+        waiting: BTreeMap::new(),
+        next_call: 1,
+        forming: None,
+        say_again_at: now,
+        random: parts.seed ^ 0x5EED,
+        config,
+    };
+    let inputs = Inputs {
+        raft: parts.raft_events,
+        heart: parts.heart_outputs,
+        lanes: parts.inbox.lanes,
+        children: children_end,
+        asks: asks_end,
+        peers: parts.inbox.peers,
+        stop: stop_end,
+    };
+    let task = tokio::spawn(core.run(inputs));
+    (Handle::new(asks, view_end, events), CoreTask { task, stop })
+}
+
+impl CoreTask {
+    /// Ends the core and everything that it started. Children are stopped; what they had not
+    /// acknowledged is lost with them.
+    pub async fn stop(self) {
+        let _ = self.stop.send(());
+        let Ok(core) = self.task.await else { return };
+        core.driver.shutdown().await;
+        core.raft.shutdown().await;
+        core.outlet.close().await;
+    }
+}
+
+/// Messages of peers that wait for the core: some milliseconds of work. More is withheld credit.
+const LANES_MAX: usize = 4_096;
+
+/// Calls and questions of this process that wait for the core.
+const ASKS_MAX: usize = 4_096;
+
+/// What children say that waits for the core: each child has one call at work at most, and waits
+/// with its next word until there is room.
+const CHILDREN_MAX: usize = 1_024;
+
+/// Records of a child between two snapshots. A snapshot repeats every call that is remembered (some
+/// tens of bytes each), so it is worth its place once a few dozen steps have gathered.
+const SNAPSHOT_EVERY: u64 = 64;

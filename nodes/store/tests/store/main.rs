@@ -1,0 +1,7 @@
+//! The store on real files, in real processes that are really killed.
+#![allow(clippy::unwrap_used)]
+
+mod conformance;
+mod raft_log;
+mod replica_thread;
+mod support;

@@ -1,0 +1,448 @@
+//! One node, put together: the start of its parts in their order, and their end.
+//!
+//! Owns: the order. Warden first, so that nothing of the node outlives it unseen; the store before
+//! Raft, Raft before the network, the heart before the core; the gateway last, when there is something
+//! to ask. Never decides anything.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use understudy_config::Config;
+use understudy_control::core::{self, CoreConfig, CoreInbox, CoreParts, CoreTask};
+use understudy_control::handle::Handle;
+use understudy_control::heart::{HeartCalls, HeartConfig, HeartSocket, HeartThread};
+use understudy_control::raft::{Asked, RaftDriver, RaftNetwork, RequestFailed};
+use understudy_protocol::cluster::directory::Command;
+use understudy_protocol::id::{IncarnationId, NodeId, StoreId};
+use understudy_protocol::wire::heart::{DeathNote, HeartMessage};
+use understudy_gateway::{Reach, Token};
+use understudy_store::{DataDir, OnDamage, Probe, ReplicaThread};
+use understudy_supervision::driver::Kinds;
+use understudy_transport::heart;
+use understudy_transport::identity::Identity;
+use understudy_transport::net::{Hello, Net, NetConfig};
+use understudy_warden::{WardenClient, WardenEvent, forget_note, kept_notes};
+
+/// A running node.
+pub struct Node {
+    /// What the gateway and the command line ask.
+    pub handle: Handle,
+    core: CoreTask,
+    net: Net,
+    replica: Arc<ReplicaThread>,
+    heart: HeartThread,
+    gateway: JoinHandle<()>,
+    stop_gateway: oneshot::Sender<()>,
+    warden: WardenClient,
+    config: Config,
+    http: SocketAddr,
+}
+
+impl Node {
+    /// Starts a node. Whatever fails, nothing of it is left running but the process itself.
+    pub async fn start(config: Config, kinds: Kinds, token: Token) -> Result<Node> {
+        let identity = Identity::load(&config.transport.identity)
+            .with_context(|| identity_hint(&config.transport.identity))?;
+        let identity = Arc::new(identity);
+        let node = identity.node();
+        let incarnation = IncarnationId(random()?);
+        let exe = std::env::current_exe().context("this program's own path is unknown")?;
+        let data = &config.node.data_dir;
+        std::fs::create_dir_all(data)
+            .with_context(|| format!("the data folder {} cannot be made", data.display()))?;
+
+        let notes = data.join("notes");
+        let left = kept_notes(&notes).context("the death notes of earlier starts")?;
+        let (warden, death) =
+            WardenClient::spawn(&exe, incarnation, &notes, Box::new(on_warden))
+                .context("the warden could not be started")?;
+
+        let on_damage = match config.store.on_damage {
+            understudy_config::OnDamage::Rebuild => OnDamage::Rebuild,
+            understudy_config::OnDamage::Refuse => OnDamage::Refuse,
+        };
+        let open = {
+            let (data, exe) = (data.clone(), exe.clone());
+            let open = move || DataDir::open(&data, on_damage, Some(&Probe::new(exe)));
+            tokio::task::spawn_blocking(open).await.context("the store's opening was ended")?
+        };
+        let open = open.context("the store could not be opened")?;
+        if let Some(bad) = &open.rebuilt {
+            warn!(
+                kept = %bad.path.display(),
+                why = bad.reason,
+                store = %open.id,
+                "the store was damaged and is kept aside; a new one begins empty"
+            );
+        }
+        let store = open.id;
+        info!(node = %config.node.name, id = %node, %incarnation, %store, "starts");
+
+        let slot: Arc<OnceLock<Net>> = Arc::default();
+        let replica = {
+            let slot = slot.clone();
+            let answer = move |to, answer| {
+                if let Some(net) = slot.get() {
+                    core::answer(net, to, &answer);
+                }
+            };
+            let failed = |error| fatal(&format!("the store has failed: {error}"));
+            let thread = ReplicaThread::start(
+                Box::new(open.records),
+                incarnation,
+                Box::new(answer),
+                Box::new(failed),
+            );
+            Arc::new(thread.context("the store's thread could not be started")?)
+        };
+        let (raft_events, raft_end) = mpsc::channel(RAFT_EVENTS_MAX);
+        let routes = Arc::new(Routes {
+            me: store,
+            net: slot.clone(),
+        });
+        let raft = Arc::new(RaftDriver::start(
+            store,
+            open.raft,
+            routes,
+            raft_events,
+        ));
+        let own = replica.clone();
+        let asks = move |from: NodeId, request| own.ask(from, request).is_ok();
+        let (inbox, inbox_ends) = CoreInbox::new(asks, raft.clone());
+        let seeds: Vec<String> = config.transport.seeds.iter().map(ToString::to_string).collect();
+        let hello = Hello {
+            node,
+            incarnation,
+            store,
+            name: config.node.name.clone(),
+            address: config.transport.advertise.to_string(),
+            votes: config.node.roles.votes,
+            works: config.node.roles.works,
+        };
+        let net = Net::start(
+            NetConfig {
+                listen: config.transport.listen,
+                identity: identity.clone(),
+                hello,
+                seeds: seeds.clone(),
+                segmentation_offload: true,
+            },
+            Arc::new(inbox),
+        )
+        .await
+        .context("the network could not be started")?;
+        if slot.set(net.clone()).is_err() {
+            bail!("the network was started twice");
+        }
+
+        let heart_address = SocketAddr::new(
+            config.transport.listen.ip(),
+            config.transport.listen.port() + 1,
+        );
+        let limit = open.limit;
+        let heart_config = HeartConfig {
+            node,
+            incarnation,
+            store,
+            limit: limit.get(),
+            kill_time: KILL_TIME,
+        };
+        let feeder = warden.clone();
+        let calls = HeartCalls {
+            feed: Box::new(move |until| drop(feeder.feed(until))),
+            lapsed: Box::new(|| fatal("the lease has lapsed (L6)")),
+            abort: Arc::new(|why| fatal(why)),
+        };
+        let own = identity.clone();
+        let socket = move || {
+            let socket = heart::HeartSocket::bind(heart_address, own);
+            socket.map(Heart).map_err(|error| error.to_string())
+        };
+        let (heart, heart_handle, heart_outputs) = HeartThread::start(heart_config, calls, socket)
+            .context("the heart could not be started")?;
+
+        let limit = Arc::new(Mutex::new(limit));
+        let (working, resting, voters) = (warden.clone(), warden.clone(), warden.clone());
+        let core_config = CoreConfig {
+            node,
+            name: config.node.name.clone(),
+            address: config.transport.advertise.to_string(),
+            incarnation,
+            store,
+            death,
+            votes: config.node.roles.votes,
+            works: config.node.roles.works,
+            labels: config.node.labels.clone(),
+            seeds: seeds.clone(),
+            ttl: config.lease.ttl,
+            replicas: config.checkpoint.replicas,
+            min_copies: config.checkpoint.min_copies,
+            work_limit: WORK_LIMIT,
+            passivate_after: PASSIVATE_AFTER,
+            fatal: Arc::new(|why| fatal(&why)),
+        };
+        let (handle, core) = core::start(
+            core_config,
+            CoreParts {
+                kinds,
+                net: net.clone(),
+                replica: replica.clone(),
+                limit,
+                raft,
+                raft_events: raft_end,
+                heart: heart_handle,
+                heart_outputs,
+                warden: core::Warden {
+                    at_work: Box::new(move |unit| drop(working.at_work(unit))),
+                    at_rest: Box::new(move |unit| drop(resting.at_rest(unit))),
+                    voters: Arc::new(move |addresses| drop(voters.voters(&addresses))),
+                },
+                inbox: inbox_ends,
+                seed: random()?,
+            },
+        );
+        resend(&handle, left, notes);
+
+        let listener = TcpListener::bind(config.gateway.listen)
+            .await
+            .with_context(|| format!("cannot listen on {} (TCP)", config.gateway.listen))?;
+        let http = listener.local_addr()?;
+        let (stop_gateway, stopped) = oneshot::channel();
+        let serving = understudy_gateway::serve(listener, handle.clone(), token, Reach::Loopback, async {
+            let _ = stopped.await;
+        });
+        let gateway = tokio::spawn(async move {
+            if let Err(error) = serving.await {
+                error!(%error, "the HTTP surface has ended");
+            }
+        });
+        info!(%http, "answers HTTP");
+        Ok(Node {
+            handle,
+            core,
+            net,
+            replica,
+            heart,
+            gateway,
+            stop_gateway,
+            warden,
+            config,
+            http,
+        })
+    }
+}
+
+impl Node {
+    /// Where it answers HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Moves this node's units to others, as far as there are others to move them to and time allows.
+    pub async fn drain(&self, patience: Duration) -> bool {
+        let node = self.handle.view().node;
+        if !has_elsewhere(&self.handle, node) {
+            return false;
+        }
+        let drain = Command::Drain {
+            node,
+            draining: true,
+        };
+        let began = tokio::time::Instant::now();
+        let drained = self.handle.propose(drain, patience, |directory| {
+            let entry = directory.nodes().get(&node);
+            entry.is_some_and(|entry| entry.draining)
+        });
+        if drained.await.is_err() {
+            return false;
+        }
+        let left = patience.saturating_sub(began.elapsed());
+        let empty = self.handle.wait_for(left, |view| {
+            let mut owners = view.directory.units().values().filter_map(|unit| unit.owner);
+            !owners.any(|owner| owner.incarnation == view.incarnation)
+        });
+        empty.await.is_some()
+    }
+
+    /// Ends the node in the order that loses least: no new calls, children stopped, Raft and store
+    /// flushed, network closed. Its units must have been moved before, or are taken over.
+    pub async fn stop(self) {
+        let _ = self.stop_gateway.send(());
+        let gateway = self.gateway;
+        if tokio::time::timeout(GATEWAY_LIMIT, gateway).await.is_err() {
+            warn!("some requests did not end in time");
+        }
+        self.core.stop().await;
+        self.heart.stop();
+        self.net.close().await;
+        // Closes the store: nobody else holds it any more.
+        drop(self.replica);
+        drop(self.warden);
+        info!(node = %self.config.node.name, "has stopped");
+    }
+}
+
+/// Whether another node that works is live and may take units.
+fn has_elsewhere(handle: &Handle, me: NodeId) -> bool {
+    let view = handle.view();
+    let mut nodes = view.directory.nodes().iter();
+    nodes.any(|(id, node)| {
+        *id != me && node.works && !node.draining && node.incarnation.is_some()
+    })
+}
+
+/// A drain that was only for the node's own stop ends with its next start: an operator's does not.
+pub async fn end_own_drain(handle: &Handle, marker: &Path) {
+    if !marker.exists() {
+        return;
+    }
+    let view = handle.view();
+    let (node, incarnation) = (view.node, view.incarnation);
+    let listed = handle.wait_for(LISTED_LIMIT, |view| {
+        view.directory.is_live(incarnation)
+    });
+    if listed.await.is_none() {
+        return;
+    }
+    let undrain = Command::Drain {
+        node,
+        draining: false,
+    };
+    let done = handle.propose(undrain, LISTED_LIMIT, |directory| {
+        let entry = directory.nodes().get(&node);
+        entry.is_some_and(|entry| !entry.draining)
+    });
+    if done.await.is_ok() {
+        let _ = std::fs::remove_file(marker);
+    }
+}
+
+/// The notes of earlier starts go to the leader until the directory has no use for them (L11).
+fn resend(handle: &Handle, notes: Vec<DeathNote>, folder: PathBuf) {
+    for note in notes {
+        let (handle, folder) = (handle.clone(), folder.clone());
+        // Ends by itself: after the last try, or with the node's runtime.
+        tokio::spawn(async move {
+            let incarnation = note.incarnation;
+            let command = Command::DeathNote {
+                incarnation,
+                secret: note.secret,
+                at_work: note.at_work,
+            };
+            let over = handle.propose(command, NOTE_LIMIT, |directory| {
+                directory.is_formed() && !directory.incarnations().contains_key(&incarnation)
+            });
+            if over.await.is_ok() {
+                let _ = forget_note(&folder, incarnation);
+            }
+        });
+    }
+}
+
+fn on_warden(event: WardenEvent) {
+    match event {
+        WardenEvent::Gone => fatal("the warden is gone: nothing would kill the helpers in time"),
+        WardenEvent::NotUnderstood { why } => warn!(why, "the warden did not understand"),
+        WardenEvent::HelperStarted { .. }
+        | WardenEvent::HelperRefused { .. }
+        | WardenEvent::HelperEnded { .. } => {}
+    }
+}
+
+/// Ends the process at once: nothing of it may run on, whatever its threads are doing. The warden
+/// kills the helpers and proves the death.
+fn fatal(why: &str) {
+    error!("{why}; the process ends, to be started again");
+    // Another thread may hold what an orderly exit waits for.
+    let _ = std::thread::Builder::new().spawn(|| {
+        std::thread::sleep(EXIT_LIMIT);
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    });
+    std::process::exit(EXIT_FATAL);
+}
+
+/// The heart's way to other hearts.
+struct Heart(heart::HeartSocket);
+
+impl HeartSocket for Heart {
+    fn send(&mut self, to: NodeId, at: SocketAddr, message: &HeartMessage) {
+        self.0.send(to, at, message);
+    }
+
+    async fn recv(&mut self) -> (Option<NodeId>, HeartMessage) {
+        self.0.recv().await
+    }
+}
+
+/// Raft's way to other stores.
+struct Routes {
+    me: StoreId,
+    net: Arc<OnceLock<Net>>,
+}
+
+impl RaftNetwork for Routes {
+    fn request(&self, to: StoreId, kind: u8, body: Bytes, patience: Duration) -> Asked {
+        let net = self.net.get().cloned();
+        let me = self.me;
+        Box::pin(async move {
+            let failed = |why: String| RequestFailed(why);
+            let net = net.ok_or_else(|| failed("the network has not been started".into()))?;
+            let peer = net.peers().into_iter().find(|peer| peer.store == to && to != me);
+            let peer = peer.ok_or_else(|| failed(format!("store {to} is not connected")))?;
+            let answer = net.request(peer.node, kind, body, patience).await;
+            answer.map_err(|error| failed(error.to_string()))
+        })
+    }
+}
+
+fn identity_hint(folder: &Path) -> String {
+    format!(
+        "no identity in {}: make one with `understudy ca issue --dir CA --name NAME --address \
+         HOST:PORT --out {}`",
+        folder.display(),
+        folder.display()
+    )
+}
+
+fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Exit code of a node that cannot go on and should be started again: `EX_TEMPFAIL` of sysexits.
+pub const EXIT_FATAL: i32 = 75;
+
+/// How long it may take to kill every helper, taken off the lease (L2): SIGKILL, and reaping some dozen
+/// processes on a busy machine.
+const KILL_TIME: Duration = Duration::from_millis(50);
+
+/// An orderly exit gets this long.
+const EXIT_LIMIT: Duration = Duration::from_millis(200);
+
+/// Raft's events that wait for the core: Raft waits when it is full.
+const RAFT_EVENTS_MAX: usize = 1_024;
+
+/// One call may be at work this long before its child is killed as hung.
+const WORK_LIMIT: Duration = Duration::from_secs(30);
+
+/// A light child that nobody called for this long is passivated.
+const PASSIVATE_AFTER: Duration = Duration::from_secs(300);
+
+/// Requests under way get this long when the node stops.
+const GATEWAY_LIMIT: Duration = Duration::from_secs(5);
+
+/// A started node is listed within this time, or says why in its log.
+const LISTED_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a note of an earlier start is sent.
+const NOTE_LIMIT: Duration = Duration::from_secs(60);

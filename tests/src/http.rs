@@ -1,0 +1,122 @@
+//! The client side of the HTTP surface, as a user's own program would have it.
+//!
+//! Owns: requests with a token, an idempotency key and a limit of time, tried at one address. Never
+//! retries: who calls decides that.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+/// Talks to the nodes of one cluster.
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: reqwest::Client,
+    token: String,
+}
+
+/// What a call of a child came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Called {
+    /// Answered.
+    Answered(String),
+    /// Refused for now, or nobody can say: ask again with the same key.
+    Again(String),
+    /// Refused for good.
+    Refused(String),
+}
+
+impl Client {
+    /// A client with a token.
+    pub fn new(token: &str) -> Result<Client> {
+        let inner = reqwest::Client::builder()
+            .no_proxy()
+            .pool_max_idle_per_host(256)
+            .connect_timeout(Duration::from_secs(1))
+            .build()
+            .context("no HTTP client")?;
+        let token = token.to_owned();
+        Ok(Client { inner, token })
+    }
+
+    /// Reads JSON.
+    pub async fn get(&self, server: &str, path: &str) -> Result<Value> {
+        let request = self.inner.get(format!("{server}{path}"));
+        self.json(request)
+            .await
+            .with_context(|| format!("GET {server}{path}"))
+    }
+
+    /// Sends JSON, reads JSON.
+    pub async fn post(&self, server: &str, path: &str, body: &Value) -> Result<Value> {
+        let request = self.inner.post(format!("{server}{path}")).json(body);
+        self.json(request)
+            .await
+            .with_context(|| format!("POST {server}{path}"))
+    }
+
+    async fn json(&self, request: reqwest::RequestBuilder) -> Result<Value> {
+        let request = request.bearer_auth(&self.token).timeout(REQUEST_LIMIT);
+        let response = request.send().await?;
+        let status = response.status();
+        let text = response.text().await?;
+        if !status.is_success() {
+            bail!("{status}: {text}");
+        }
+        if text.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+
+    /// Whether the node says that it is ready.
+    pub async fn is_ready(&self, server: &str) -> bool {
+        let request = self.inner.get(format!("{server}/readyz"));
+        let sent = request.timeout(Duration::from_secs(1)).send().await;
+        sent.is_ok_and(|response| response.status().is_success())
+    }
+
+    /// Whether the node answers at all.
+    pub async fn is_up(&self, server: &str) -> bool {
+        let request = self.inner.get(format!("{server}/healthz"));
+        let sent = request.timeout(Duration::from_secs(1)).send().await;
+        sent.is_ok_and(|response| response.status().is_success())
+    }
+
+    /// Calls a child.
+    pub async fn call(
+        &self,
+        server: &str,
+        child: &str,
+        key: Option<&str>,
+        body: &str,
+        limit: Duration,
+    ) -> Called {
+        let millis = limit.as_millis();
+        let url = format!("{server}/v1/children/{child}/call?timeout={millis}ms");
+        let mut request = self.inner.post(url).bearer_auth(&self.token);
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        let request = request
+            .timeout(limit + Duration::from_millis(500))
+            .body(body.to_owned());
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => return Called::Again(error.to_string()),
+        };
+        let status = response.status();
+        let text = match response.text().await {
+            Ok(text) => text,
+            Err(error) => return Called::Again(error.to_string()),
+        };
+        match status.as_u16() {
+            200 => Called::Answered(text),
+            404 | 409 | 413 | 400 | 401 | 403 => Called::Refused(format!("{status}: {text}")),
+            _ => Called::Again(format!("{status}: {text}")),
+        }
+    }
+}
+
+/// Longest wait of one request that is no call.
+const REQUEST_LIMIT: Duration = Duration::from_secs(60);
