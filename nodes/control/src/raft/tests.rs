@@ -3,16 +3,32 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use understudy_protocol::cluster::directory::{self, Command, Formation, Registration};
 use understudy_protocol::id::{IncarnationId, NodeId};
 use understudy_protocol::machine::Machine as _;
 use understudy_protocol::time::{ClusterTime, Time};
 use understudy_protocol::wire::heart::{DeathDigest, Ttl};
+use understudy_store::{DataDir, OnDamage, OpenError, OpenStore};
 
-use super::store::MemoryLog;
 use super::types::Types;
 use super::*;
+
+/// The store in a folder, as soon as whoever had it open has let it go.
+async fn open(folder: &Path) -> OpenStore {
+    let tries = async {
+        loop {
+            match DataDir::open(folder, OnDamage::Refuse, None) {
+                Ok(store) => return store,
+                Err(OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(2)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let opened = tokio::time::timeout(PATIENCE, tries).await;
+    opened.expect("the folder is let go")
+}
 
 /// What one core has heard.
 #[derive(Clone, Debug, Default)]
@@ -118,15 +134,17 @@ impl RaftNetwork for Wires {
 #[derive(Default)]
 struct Cluster {
     up: Up,
-    logs: BTreeMap<StoreId, Arc<MemoryLog>>,
+    disks: BTreeMap<StoreId, tempfile::TempDir>,
     heard: BTreeMap<StoreId, watch::Receiver<Heard>>,
     cores: BTreeMap<StoreId, JoinSet<()>>,
 }
 
 impl Cluster {
-    fn start(&mut self, store: u64) {
+    async fn start(&mut self, store: u64) {
         let store = StoreId(store);
-        let log = self.logs.entry(store).or_default().clone();
+        let disk = self.disks.entry(store);
+        let disk = disk.or_insert_with(|| tempfile::tempdir().unwrap());
+        let log = open(disk.path()).await.raft;
         let (events, inbox) = mpsc::channel(64);
         let (heard, hears) = watch::channel(Heard::default());
         let mut task = JoinSet::new();
@@ -137,10 +155,11 @@ impl Cluster {
         self.cores.insert(store, task);
     }
 
-    /// As `kill -9`: nobody says goodbye.
-    fn kill(&mut self, store: StoreId) {
-        self.up.lock().unwrap().remove(&store);
+    /// Nobody says goodbye; it is only waited for, so that its folder can be opened again.
+    async fn kill(&mut self, store: StoreId) {
+        let member = self.up.lock().unwrap().remove(&store).unwrap();
         self.cores.remove(&store);
+        member.shutdown().await;
     }
 
     fn member(&self, store: u64) -> Arc<RaftDriver> {
@@ -202,7 +221,7 @@ impl Cluster {
     async fn of_three() -> Cluster {
         let mut cluster = Cluster::default();
         for store in [1, 2, 3] {
-            cluster.start(store);
+            cluster.start(store).await;
         }
         cluster.form(1, &[1, 2, 3]);
         cluster
@@ -305,14 +324,14 @@ async fn what_is_proposed_is_applied_everywhere_and_its_facts_are_held_before() 
 async fn another_leads_when_the_leader_is_killed_and_it_catches_up_from_the_log() {
     let mut cluster = Cluster::of_three().await;
     let old = cluster.leader().await;
-    cluster.kill(StoreId(old));
+    cluster.kill(StoreId(old)).await;
     let killed = tokio::time::Instant::now();
     let rest: Vec<u64> = (1..=3).filter(|store| *store != old).collect();
     let new = cluster.leader().await;
     println!("another led after {:?}", killed.elapsed());
     assert_ne!(new, old);
     cluster.commit(registration(1), &rest, knows(1)).await;
-    cluster.start(old);
+    cluster.start(old).await;
     let back = cluster
         .until(old, "it has caught up", |heard| knows(1)(&heard.directory))
         .await;
@@ -328,14 +347,14 @@ async fn a_member_that_was_away_for_long_catches_up_from_a_snapshot_and_restarts
     let leader = cluster.leader().await;
     let away = (1..=3).find(|store| *store != leader).unwrap();
     let rest: Vec<u64> = (1..=3).filter(|store| *store != away).collect();
-    cluster.kill(StoreId(away));
+    cluster.kill(StoreId(away)).await;
     for number in 1..=SNAPSHOT_EVERY + LAG_MAX {
         let applied = knows(number);
         cluster
             .commit(registration(number), &rest[..1], applied)
             .await;
     }
-    cluster.start(away);
+    cluster.start(away).await;
     let all = knows(SNAPSHOT_EVERY + LAG_MAX);
     let back = cluster
         .until(away, "it has caught up", |heard| all(&heard.directory))
@@ -347,8 +366,8 @@ async fn a_member_that_was_away_for_long_catches_up_from_a_snapshot_and_restarts
         back.reads
     );
     // Its own disk holds the snapshot now.
-    cluster.kill(StoreId(away));
-    cluster.start(away);
+    cluster.kill(StoreId(away)).await;
+    cluster.start(away).await;
     let again = cluster
         .until(away, "it has read", |heard| !heard.reads.is_empty())
         .await;
@@ -390,14 +409,14 @@ async fn a_leader_that_may_not_lead_falls_silent_and_another_is_elected() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_one_leads_again_after_a_restart_in_another_term() {
     let mut cluster = Cluster::default();
-    cluster.start(1);
+    cluster.start(1).await;
     cluster.form(1, &[1]);
     let formed = Directory::is_formed;
     cluster.commit(formation(&[1]), &[1], formed).await;
     cluster.commit(registration(1), &[1], knows(1)).await;
     let first = cluster.heard[&StoreId(1)].borrow().leads;
-    cluster.kill(StoreId(1));
-    cluster.start(1);
+    cluster.kill(StoreId(1)).await;
+    cluster.start(1).await;
     cluster.commit(registration(2), &[1], knows(2)).await;
     let heard = cluster
         .until(1, "it leads", |heard| heard.leads.is_some())
@@ -409,7 +428,7 @@ async fn a_cluster_of_one_leads_again_after_a_restart_in_another_term() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_joins_is_promoted_and_leaves() {
     let mut cluster = Cluster::of_three().await;
-    cluster.start(4);
+    cluster.start(4).await;
     let stores =
         |stores: &[u64]| -> BTreeSet<StoreId> { stores.iter().copied().map(StoreId).collect() };
     let steps = [
@@ -433,7 +452,7 @@ async fn a_store_joins_is_promoted_and_leaves() {
         let moved = tokio::time::timeout(PATIENCE, moves).await;
         assert!(moved.is_ok(), "{voters:?} {learners:?}");
     }
-    cluster.kill(StoreId(3));
+    cluster.kill(StoreId(3)).await;
     cluster.commit(registration(1), &[1, 2, 4], knows(1)).await;
     cluster.check();
 }
@@ -521,9 +540,10 @@ async fn what_no_member_would_send_is_refused_and_stops_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_stops_though_nobody_reads_what_it_says() {
     let (events, _unread) = mpsc::channel(1);
+    let disk = tempfile::tempdir().unwrap();
     let driver = RaftDriver::start(
         StoreId(1),
-        Arc::new(MemoryLog::default()),
+        open(disk.path()).await.raft,
         Arc::new(Wires(Up::default())),
         events,
     );
