@@ -115,12 +115,19 @@ fn apply(heard: &mut Heard, id: LogId, entry: Option<Entry>) {
 /// Members that are up, by their store.
 type Up = Arc<Mutex<BTreeMap<StoreId, Arc<RaftDriver>>>>;
 
-struct Wires(Up);
+struct Wires {
+    from: StoreId,
+    up: Up,
+    /// Who hears nobody, and is heard by nobody.
+    cut: Arc<Mutex<BTreeSet<StoreId>>>,
+}
 
 impl RaftNetwork for Wires {
     fn request(&self, to: StoreId, kind: u8, body: Bytes, patience: Duration) -> Asked {
         assert!(body.len() <= REQUEST_BYTES_MAX);
-        let up = self.0.lock().unwrap().get(&to).cloned();
+        let up = self.up.lock().unwrap().get(&to).cloned();
+        let cut = self.cut.lock().unwrap();
+        let up = up.filter(|_| !cut.contains(&to) && !cut.contains(&self.from));
         Box::pin(async move {
             let failed = |why: String| RequestFailed(why);
             let up = up.ok_or_else(|| failed("it is down".into()))?;
@@ -134,6 +141,7 @@ impl RaftNetwork for Wires {
 #[derive(Default)]
 struct Cluster {
     up: Up,
+    cut: Arc<Mutex<BTreeSet<StoreId>>>,
     disks: BTreeMap<StoreId, tempfile::TempDir>,
     heard: BTreeMap<StoreId, watch::Receiver<Heard>>,
     cores: BTreeMap<StoreId, JoinSet<()>>,
@@ -149,7 +157,12 @@ impl Cluster {
         let (heard, hears) = watch::channel(Heard::default());
         let mut task = JoinSet::new();
         task.spawn(core(inbox, heard));
-        let driver = RaftDriver::start(store, log, Arc::new(Wires(self.up.clone())), events);
+        let wires = Wires {
+            from: store,
+            up: self.up.clone(),
+            cut: self.cut.clone(),
+        };
+        let driver = RaftDriver::start(store, log, Arc::new(wires), events);
         self.up.lock().unwrap().insert(store, Arc::new(driver));
         self.heard.insert(store, hears);
         self.cores.insert(store, task);
@@ -407,6 +420,33 @@ async fn a_leader_that_may_not_lead_falls_silent_and_another_is_elected() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fact_that_only_a_minority_held_is_taken_back() {
+    let cluster = Cluster::of_three().await;
+    let old = cluster.leader().await;
+    cluster.cut.lock().unwrap().insert(StoreId(old));
+    cluster.member(old).propose(entry(registration(77)));
+    let of_77 = |heard: &Heard| {
+        let mut facts = heard.held.values();
+        facts.any(|(_, fact)| matches!(fact, Fact::Live { node, .. } if node.0 == 77))
+    };
+    cluster.until(old, "it holds the fact", of_77).await;
+    let rest: Vec<u64> = (1..=3).filter(|store| *store != old).collect();
+    let led = |heard: &Heard| heard.leads.is_some();
+    tokio::select! {
+        _ = cluster.until(rest[0], "it leads", led) => {}
+        _ = cluster.until(rest[1], "it leads", led) => {}
+    }
+    cluster.cut.lock().unwrap().clear();
+    cluster.until(old, "it follows", |heard| !led(heard)).await;
+    cluster.commit(registration(1), &[1, 2, 3], knows(1)).await;
+    let heard = cluster
+        .until(old, "the fact is gone", |heard| !of_77(heard))
+        .await;
+    assert!(!knows(77)(&heard.directory));
+    cluster.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_one_leads_again_after_a_restart_in_another_term() {
     let mut cluster = Cluster::default();
     cluster.start(1).await;
@@ -544,7 +584,11 @@ async fn a_member_stops_though_nobody_reads_what_it_says() {
     let driver = RaftDriver::start(
         StoreId(1),
         open(disk.path()).await.raft,
-        Arc::new(Wires(Up::default())),
+        Arc::new(Wires {
+            from: StoreId(1),
+            up: Up::default(),
+            cut: Arc::default(),
+        }),
         events,
     );
     driver.form([StoreId(1)].into());
