@@ -24,7 +24,7 @@ mod tests {
 
     #[test]
     fn the_clock_counts_nanoseconds_and_never_goes_back() {
-        let (_silent, hears) = std::sync::mpsc::channel::<()>();
+        let (_silent, hears) = std::sync::mpsc::sync_channel::<()>(1);
         let before = now();
         let heard = hears.recv_timeout(Duration::from_millis(20));
         assert!(heard.is_err(), "nobody says anything");

@@ -45,6 +45,22 @@ pub trait CheckpointStore: Send {
     /// [`records_that_fit`](understudy_protocol::wire::codec::records_that_fit) one answer; none
     /// when there are none. Every record is intact and follows the one before it.
     fn read(&mut self, child: &ChildId, after: Seq) -> Result<Vec<Record>, ReadError>;
+
+    /// Reads a small part of the store, the children after `after`, only to see whether it is intact:
+    /// damage found early is mended from the other replicas while there are some.
+    fn scrub(&mut self, after: Option<&ChildId>) -> Result<Scrubbed, StoreError> {
+        let _ = after;
+        Ok(Scrubbed::default())
+    }
+}
+
+/// What a part of a round over the whole store found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Each damaged child, and its first damaged record.
+    pub damaged: Vec<(ChildId, Seq)>,
+    /// Where to go on; `None` at the end of the round.
+    pub next: Option<ChildId>,
 }
 
 /// Why a store did not do what was asked.

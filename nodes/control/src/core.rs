@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info};
 
@@ -48,6 +49,7 @@ use crate::raft::{RaftDriver, RaftEvent};
 use outlet::Outlet;
 
 pub use inbox::CoreInbox;
+pub use outlet::answer;
 pub use start::{CoreConfig, CoreParts, CoreTask, Warden, start};
 
 /// Everything that one node decides with, and the ends of everything that carries it out.
@@ -56,8 +58,7 @@ struct Core {
     controller: Controller,
     agent: Agent,
     caller: Caller,
-    raft: Arc<RaftDriver>,
-    asks: mpsc::Sender<Ask>,
+    raft: RaftDriver,
     heart: HeartHandle,
     driver: Driver,
     outlet: Outlet,
@@ -90,8 +91,8 @@ struct Waiting {
 /// What comes over the lanes and the truth plane.
 #[derive(Debug)]
 pub(crate) enum Input {
-    Envelope { from: NodeId, envelope: Envelope },
-    Reply { from: NodeId, reply: Reply },
+    Envelope(Envelope),
+    Reply(Reply),
     Answer(ReplicaAnswer),
     Confirmed(Confirmed),
     Forwarded(Command),
@@ -150,7 +151,9 @@ impl Core {
         ];
         let saying = self.has_something_to_say().then_some(self.say_again_at);
         let soonest = machines.into_iter().flatten().chain(saying).min();
-        soonest.unwrap_or(Time::MAX).min(clock::now() + LONGEST_SLEEP)
+        soonest
+            .unwrap_or(Time::MAX)
+            .min(clock::now() + LONGEST_SLEEP)
     }
 
     /// What time alone changes.
@@ -222,21 +225,36 @@ impl Core {
 
     fn on_raft(&mut self, event: RaftEvent) {
         match event {
-            RaftEvent::Read { directory, open } => {
-                let settled = directory.as_ref().map(|directory| directory.facts());
+            RaftEvent::Opened { snapshot, open } => {
+                let settled = snapshot.as_ref().map(|directory| directory.facts());
                 self.tell_voter(voter::Event::Read {
                     settled: settled.unwrap_or_default(),
                     open,
                 });
-                if let Some(directory) = directory {
+                if let Some(directory) = snapshot {
                     self.install(*directory);
                 }
             }
             RaftEvent::Held(id, fact) => self.tell_voter(voter::Event::Held(id, fact)),
             RaftEvent::Truncated(from) => self.tell_voter(voter::Event::Truncated(from)),
-            RaftEvent::Apply(id, entry) => self.apply(id, entry),
-            RaftEvent::Snapshot(answer) => {
+            RaftEvent::Apply { entries, done } => {
+                for (id, entry) in entries {
+                    self.apply(id, entry);
+                }
                 // Raft may be gone when the node stops.
+                let _ = done.send(());
+            }
+            RaftEvent::Install {
+                directory,
+                open,
+                done,
+            } => {
+                let settled = directory.facts();
+                self.tell_voter(voter::Event::Read { settled, open });
+                self.install(*directory);
+                let _ = done.send(());
+            }
+            RaftEvent::Snapshot { answer } => {
                 let _ = answer.send(Arc::new(self.controller.directory().clone()));
             }
             RaftEvent::Failed(why) => (self.config.fatal)(format!("Raft has stopped: {why}")),
@@ -360,15 +378,11 @@ impl Core {
 
     fn on_input(&mut self, input: Input) {
         match input {
-            Input::Envelope { from, envelope } => {
-                self.outlet.remember_gateway(envelope.call.gateway, from);
+            Input::Envelope(envelope) => {
                 let route = self.route(&envelope.to);
                 self.tell_agent(agent::Event::Call { envelope, route });
             }
-            Input::Reply { from, reply } => {
-                debug!(%from, ?reply.call, "a reply");
-                self.tell_caller(caller::Event::Reply(reply));
-            }
+            Input::Reply(reply) => self.tell_caller(caller::Event::Reply(reply)),
             Input::Answer(answer) => self.tell_agent(agent::Event::Answer(answer)),
             Input::Confirmed(Confirmed { gateway, upto }) => {
                 self.tell_agent(agent::Event::Confirmed(gateway, upto));
@@ -401,17 +415,15 @@ impl Core {
     fn on_ask(&mut self, ask: Ask) {
         match ask {
             Ask::Propose(command) => self.propose(command),
-            Ask::Form { single, answer } => match self.formation(single) {
-                Ok(formation) => {
-                    let (raft, asks) = (self.raft.clone(), self.asks.clone());
-                    self.outlet.form(raft, asks, formation, answer);
-                }
+            Ask::Form { single, answer } => {
+                let formation = self.formation(single);
+                let formed = formation.map(|formation| {
+                    self.raft.form(formation.voters.clone());
+                    self.forming = Some(formation);
+                    self.say_again_at = clock::now();
+                });
                 // Whoever asked may have gone.
-                Err(error) => drop(answer.send(Err(error))),
-            },
-            Ask::Formed(formation) => {
-                self.forming = Some(formation);
-                self.say_again_at = clock::now();
+                let _ = answer.send(formed);
             }
             Ask::Call {
                 child,
@@ -495,33 +507,42 @@ impl Core {
         if self.controller.directory().is_formed() {
             return Err(FormError::AlreadyFormed);
         }
-        let missing = self.missing_seeds();
+        let missing = self.outlet.missing_seeds();
         if !single && !missing.is_empty() {
             return Err(FormError::Missing(missing));
         }
         if !single && self.config.seeds.is_empty() && self.peers.is_empty() {
             return Err(FormError::NotSingle);
         }
+        let me = (self.config.store, (self.config.votes, self.config.works));
         let peers = self.peers.values().filter(|_| !single);
-        let stores = peers.map(|peer| (peer.store, peer.votes));
-        let stores: BTreeMap<StoreId, bool> = stores
-            .chain([(self.config.store, self.config.votes)])
+        let stores: BTreeMap<StoreId, (bool, bool)> = peers
+            .map(|peer| (peer.store, (peer.votes, peer.works)))
+            .chain([me])
             .collect();
-        let voters: BTreeSet<StoreId> = stores
-            .iter()
-            .filter(|(_, votes)| **votes)
-            .map(|(store, _)| *store)
-            .collect();
+        let of = |which: fn(&(bool, bool)) -> bool| -> BTreeSet<StoreId> {
+            let stores = stores.iter().filter(|(_, roles)| which(roles));
+            stores.map(|(store, _)| *store).collect()
+        };
+        let voters = of(|(votes, _)| *votes);
         if voters.is_empty() {
             return Err(FormError::BadVoters(0));
         }
+        // R4: a witness stores when fewer than three other nodes do.
+        let workers = of(|(_, works)| *works);
+        let storing = if workers.len() < 3 {
+            of(|_| true)
+        } else {
+            workers
+        };
         let replicas = self.config.replicas;
-        let set = stores.keys().copied().take(usize::from(replicas)).collect();
+        let set: BTreeSet<StoreId> = storing.into_iter().take(usize::from(replicas)).collect();
         Ok(Formation {
             voters,
             ttl: self.config.ttl,
             replicas,
-            min_copies: if stores.len() == 1 {
+            // R4: one while there is one store; raised when every set has two.
+            min_copies: if set.len() == 1 {
                 1
             } else {
                 self.config.min_copies
@@ -529,15 +550,6 @@ impl Core {
             shards: FIRST_SHARDS,
             set,
         })
-    }
-
-    fn missing_seeds(&self) -> Vec<String> {
-        let seeds = self.config.seeds.iter();
-        let answered = |seed: &&String| self.peers.values().any(|peer| peer.address == **seed);
-        seeds
-            .filter(|seed| !answered(seed) && **seed != self.config.address)
-            .cloned()
-            .collect()
     }
 
     fn is_listed(&self) -> bool {
@@ -581,7 +593,10 @@ impl Core {
         if self.controller.is_leading() {
             return self.tell_controller(controller::Event::Forwarded(command));
         }
-        let leader = self.raft.leader().and_then(|store| self.node_of_store(store));
+        let leader = self
+            .raft
+            .leader()
+            .and_then(|store| self.node_of_store(store));
         match leader.filter(|leader| *leader != self.config.node) {
             Some(leader) => self.outlet.propose(leader, command),
             None => {
@@ -616,7 +631,10 @@ impl Core {
             self.directory = Arc::new(self.controller.directory().clone());
         }
         (self.directory_moved, self.view_moved) = (false, false);
-        let leader = self.raft.leader().and_then(|store| self.node_of_store(store));
+        let leader = self
+            .raft
+            .leader()
+            .and_then(|store| self.node_of_store(store));
         self.view.send_replace(Arc::new(View {
             directory: self.directory.clone(),
             node: self.config.node,
@@ -625,7 +643,7 @@ impl Core {
             leader,
             lease_until: self.heart.lease_until(),
             peers: self.peers.values().map(peer_of).collect(),
-            missing_seeds: self.missing_seeds(),
+            missing_seeds: self.outlet.missing_seeds(),
             serving: self.serving.clone(),
             unavailable: self.unavailable.clone(),
         }));
@@ -653,9 +671,10 @@ fn peer_of(hello: &Hello) -> Peer {
 
 /// SHA-256 of the request, first eight bytes (rule E2).
 fn request_hash(body: &[u8]) -> u64 {
-    use sha2::Digest as _;
-    let digest: [u8; 32] = sha2::Sha256::digest(body).into();
-    digest[..8].iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte))
+    let digest: [u8; 32] = Sha256::digest(body).into();
+    digest[..8]
+        .iter()
+        .fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 
 /// What is taken from the lanes before anything else is looked at again: some hundred microseconds.

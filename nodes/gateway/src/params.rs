@@ -31,7 +31,7 @@ pub fn span(text: &str) -> Result<Duration, Problem> {
 /// Writes a span so that [`span`] reads it.
 pub fn span_text(span: Duration) -> String {
     let millis = span.as_millis();
-    if millis % 1_000 == 0 {
+    if millis.is_multiple_of(1_000) {
         format!("{}s", millis / 1_000)
     } else {
         format!("{millis}ms")

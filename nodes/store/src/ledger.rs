@@ -327,7 +327,7 @@ fn could_not_look(error: &io::Error) -> bool {
     is_lock || refused || by_number
 }
 
-fn open_sled(inside: &Path) -> Result<sled::Db, Unopened> {
+pub(crate) fn open_sled(inside: &Path) -> Result<sled::Db, Unopened> {
     let config = sled::Config::new()
         .path(inside)
         .cache_capacity(CACHE_BYTES)

@@ -22,6 +22,8 @@
 
 mod index;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,7 +35,7 @@ use understudy_protocol::wire::codec::{RECORDS_BUDGET_BYTES, records_that_fit};
 use understudy_protocol::wire::codec::{decode_whole, record_bytes_max};
 use understudy_protocol::wire::record::{Head, Record};
 use understudy_protocol::wire::replica::CHAIN_RECORDS_MAX;
-use understudy_supervision::store::{CheckpointStore, ReadError, StoreError};
+use understudy_supervision::store::{CheckpointStore, ReadError, Scrubbed, StoreError};
 
 use crate::damage::Damage;
 use crate::disk::Watermark;
@@ -98,50 +100,6 @@ impl SledStore {
         Found::scan(ledger.db(), &stamp)
     }
 
-    /// Reads every record of up to `most` children after `after`, and says which are damaged: a slow
-    /// round over the whole store finds damage before it is needed. Returns where to go on; `None`
-    /// at the end.
-    pub fn scrub(
-        &self,
-        after: Option<&ChildId>,
-        most: usize,
-    ) -> Result<(Vec<(ChildId, Seq)>, Option<ChildId>), StoreError> {
-        let mut damaged = Vec::new();
-        let children = self.index.children_after(after, most);
-        for child in &children {
-            match self.read_chain(child, Seq::ZERO, usize::MAX) {
-                Ok(_) => {}
-                Err(ReadError::Damaged { at }) => damaged.push((child.clone(), at)),
-                Err(ReadError::Store(error)) => return Err(error),
-            }
-        }
-        let last = (children.len() == most).then(|| children.last().cloned());
-        Ok((damaged, last.flatten()))
-    }
-
-    fn read_chain(
-        &self,
-        child: &ChildId,
-        after: Seq,
-        most: usize,
-    ) -> Result<Vec<Record>, ReadError> {
-        let heads = self.index.heads(child);
-        let wanted = heads.filter(|head| head.seq > after).take(most);
-        let mut records = Vec::new();
-        let mut bytes = 0;
-        for head in wanted {
-            let record = self.read_record(child, *head)?;
-            bytes += record_bytes_max(&record);
-            if most != usize::MAX && bytes > RECORDS_BUDGET_BYTES {
-                break;
-            }
-            if most != usize::MAX {
-                records.push(record);
-            }
-        }
-        Ok(records)
-    }
-
     /// The record of this name, or that it is damaged: gone, unreadable, or another.
     fn read_record(&self, child: &ChildId, head: Head) -> Result<Record, ReadError> {
         let damaged = ReadError::Damaged { at: head.seq };
@@ -202,9 +160,43 @@ impl CheckpointStore for SledStore {
     }
 
     fn read(&mut self, child: &ChildId, after: Seq) -> Result<Vec<Record>, ReadError> {
-        let records = self.read_chain(child, after, CHAIN_RECORDS_MAX)?;
+        let heads = self.index.heads(child);
+        let wanted = heads.filter(|head| head.seq > after);
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        for head in wanted.take(CHAIN_RECORDS_MAX) {
+            let record = self.read_record(child, *head)?;
+            bytes += record_bytes_max(&record);
+            if bytes > RECORDS_BUDGET_BYTES {
+                break;
+            }
+            records.push(record);
+        }
         debug_assert_eq!(records_that_fit(&records), records.len());
         Ok(records)
+    }
+
+    /// What sled holds in its cache is not read from the disk again.
+    fn scrub(&mut self, after: Option<&ChildId>) -> Result<Scrubbed, StoreError> {
+        let mut scrubbed = Scrubbed::default();
+        let mut bytes = 0;
+        for (child, heads) in self.index.chains_after(after) {
+            for head in heads {
+                match self.read_record(child, *head) {
+                    Ok(record) => bytes += record_bytes_max(&record),
+                    Err(ReadError::Damaged { at }) => {
+                        scrubbed.damaged.push((child.clone(), at));
+                        break;
+                    }
+                    Err(ReadError::Store(error)) => return Err(error),
+                }
+            }
+            if bytes >= SCRUB_BYTES {
+                scrubbed.next = Some(child.clone());
+                break;
+            }
+        }
+        Ok(scrubbed)
     }
 }
 
@@ -225,6 +217,9 @@ fn child_key(space: u8, child: &ChildId) -> Vec<u8> {
 }
 
 type Writes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+/// One step of a scrub: a few milliseconds of a disk, and of whoever waits behind it.
+const SCRUB_BYTES: usize = 1024 * 1024;
 
 const CHILD_PROMISE: u8 = b'c';
 const DAMAGED: u8 = b'd';

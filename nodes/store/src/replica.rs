@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use understudy_protocol::cluster::replication::{
 };
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, Seq};
 use understudy_protocol::machine::Machine;
+use understudy_protocol::time::Time;
 use understudy_protocol::wire::codec::record_bytes_max;
 use understudy_protocol::wire::replica::{Ask, ReplicaAnswer, ReplicaRequest};
 use understudy_supervision::clock;
@@ -163,7 +164,21 @@ impl Serving {
             store,
             answer,
         };
-        while let Ok(first) = queue.asked.recv() {
+        let mut scrub = Scrub {
+            after: None,
+            due: clock::now() + SCRUB_REST,
+        };
+        loop {
+            let idle = scrub.due.since(clock::now());
+            let first = match queue.asked.recv_timeout(idle) {
+                Ok(first) => first,
+                Err(RecvTimeoutError::Timeout) => {
+                    serving.scrub(&mut scrub)?;
+                    serving.settle(queue)?;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
             let has_room = serving.has_room()?;
             let (mut count, mut bytes) = (0, 0);
             let mut next = Some(first);
@@ -177,7 +192,29 @@ impl Serving {
             }
             serving.settle(queue)?;
         }
+    }
+
+    /// One step of the round over the whole store.
+    fn scrub(&mut self, scrub: &mut Scrub) -> Result<(), StoreError> {
+        let scrubbed = self.store.scrub(scrub.after.as_ref())?;
+        for (child, at) in scrubbed.damaged {
+            self.damaged(child, at);
+        }
+        let rest = match &scrubbed.next {
+            Some(_) => SCRUB_EVERY,
+            None => SCRUB_REST,
+        };
+        *scrub = Scrub {
+            after: scrubbed.next,
+            due: clock::now() + rest,
+        };
         Ok(())
+    }
+
+    fn damaged(&mut self, child: ChildId, at: Seq) {
+        metrics::counter!("understudy_store_damaged_records").increment(1);
+        tracing::error!(%child, %at, "a record is damaged");
+        self.tell(Event::Damage { child, at });
     }
 
     fn has_room(&mut self) -> Result<bool, StoreError> {
@@ -258,15 +295,17 @@ impl Serving {
         match self.store.read(&child, after) {
             Ok(records) => self.tell(Event::Read { read, records }),
             // The owner is told of the damage instead; its fetch stays without an answer.
-            Err(ReadError::Damaged { at }) => {
-                metrics::counter!("understudy_store_damaged_records").increment(1);
-                tracing::error!(%child, %at, "a record is damaged");
-                self.tell(Event::Damage { child, at });
-            }
+            Err(ReadError::Damaged { at }) => self.damaged(child, at),
             Err(ReadError::Store(error)) => return Err(error),
         }
         Ok(())
     }
+}
+
+/// Where the round over the whole store stands.
+struct Scrub {
+    after: Option<ChildId>,
+    due: Time,
 }
 
 /// The thread's end of the queue.
@@ -300,3 +339,8 @@ const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// How often a disk that filled up between two looks is looked at again.
 const ROOM_RETRY: Duration = Duration::from_millis(250);
+
+/// A megabyte a second is no load. A step waits for a moment without requests.
+const SCRUB_EVERY: Duration = Duration::from_secs(1);
+/// Between two rounds. Opening the store has read all of it, so the first round can wait too.
+const SCRUB_REST: Duration = Duration::from_secs(3_600);

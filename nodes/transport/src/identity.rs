@@ -33,6 +33,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::tls;
 
+#[cfg(test)]
+mod tests;
+
 /// A cluster's own certificate authority. Whoever has it can make members.
 pub struct Ca {
     cluster: String,
@@ -444,6 +447,8 @@ fn ca_params(cluster: &str) -> Result<CertificateParams, rcgen::Error> {
     Ok(params)
 }
 
+/// A certificate's dates are for people and other machines: the one place for the wall clock.
+#[allow(clippy::disallowed_methods)]
 fn set_validity(params: &mut CertificateParams, validity: Duration) {
     let since_epoch = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

@@ -8,6 +8,7 @@
 //! between nodes, where a replayed packet would be a command given twice.
 
 mod counters;
+pub mod heart;
 pub mod identity;
 pub mod net;
 mod tls;

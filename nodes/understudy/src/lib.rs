@@ -7,3 +7,5 @@
 //! born here, so that a test can put the same parts together in another way.
 
 pub mod cli;
+pub mod dev;
+pub mod run;

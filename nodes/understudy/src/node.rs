@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -19,13 +19,15 @@ use tracing::{error, info, warn};
 use understudy_config::Config;
 use understudy_control::core::{self, CoreConfig, CoreInbox, CoreParts, CoreTask};
 use understudy_control::handle::Handle;
-use understudy_control::heart::{HeartConfig, HeartThread};
+use understudy_control::heart::{HeartCalls, HeartConfig, HeartSocket, HeartThread};
 use understudy_control::raft::{Asked, RaftDriver, RaftNetwork, RequestFailed};
 use understudy_protocol::cluster::directory::Command;
 use understudy_protocol::id::{IncarnationId, NodeId, StoreId};
-use understudy_protocol::wire::heart::DeathNote;
-use understudy_store::{DataDir, OnDamage, ReplicaThread};
+use understudy_protocol::wire::heart::{DeathNote, HeartMessage};
+use understudy_gateway::{Reach, Token};
+use understudy_store::{DataDir, OnDamage, Probe, ReplicaThread};
 use understudy_supervision::driver::Kinds;
+use understudy_transport::heart;
 use understudy_transport::identity::Identity;
 use understudy_transport::net::{Hello, Net, NetConfig};
 use understudy_warden::{WardenClient, WardenEvent, forget_note, kept_notes};
@@ -36,18 +38,18 @@ pub struct Node {
     pub handle: Handle,
     core: CoreTask,
     net: Net,
-    replica: ReplicaThread,
+    replica: Arc<ReplicaThread>,
     heart: HeartThread,
     gateway: JoinHandle<()>,
     stop_gateway: oneshot::Sender<()>,
-    warden: Arc<WardenClient>,
+    warden: WardenClient,
     config: Config,
     http: SocketAddr,
 }
 
 impl Node {
     /// Starts a node. Whatever fails, nothing of it is left running but the process itself.
-    pub async fn start(config: Config, kinds: Kinds, token: String) -> Result<Node> {
+    pub async fn start(config: Config, kinds: Kinds, token: Token) -> Result<Node> {
         let identity = Identity::load(&config.transport.identity)
             .with_context(|| identity_hint(&config.transport.identity))?;
         let identity = Arc::new(identity);
@@ -60,9 +62,9 @@ impl Node {
 
         let notes = data.join("notes");
         let left = kept_notes(&notes).context("the death notes of earlier starts")?;
-        let (warden, death) = WardenClient::spawn(&exe, incarnation, &notes, on_warden)
-            .context("the warden could not be started")?;
-        let warden = Arc::new(warden);
+        let (warden, death) =
+            WardenClient::spawn(&exe, incarnation, &notes, Box::new(on_warden))
+                .context("the warden could not be started")?;
 
         let on_damage = match config.store.on_damage {
             understudy_config::OnDamage::Rebuild => OnDamage::Rebuild,
@@ -70,12 +72,17 @@ impl Node {
         };
         let open = {
             let (data, exe) = (data.clone(), exe.clone());
-            let open = move || DataDir::open(&data, on_damage, Some(&exe));
+            let open = move || DataDir::open(&data, on_damage, Some(&Probe::new(exe)));
             tokio::task::spawn_blocking(open).await.context("the store's opening was ended")?
         };
         let open = open.context("the store could not be opened")?;
         if let Some(bad) = &open.rebuilt {
-            warn!(%bad, store = %open.id, "the store was damaged and is kept aside; a new one begins empty");
+            warn!(
+                kept = %bad.path.display(),
+                why = bad.reason,
+                store = %open.id,
+                "the store was damaged and is kept aside; a new one begins empty"
+            );
         }
         let store = open.id;
         info!(node = %config.node.name, id = %node, %incarnation, %store, "starts");
@@ -89,12 +96,13 @@ impl Node {
                 }
             };
             let failed = |error| fatal(&format!("the store has failed: {error}"));
-            ReplicaThread::start(
+            let thread = ReplicaThread::start(
                 Box::new(open.records),
                 incarnation,
                 Box::new(answer),
                 Box::new(failed),
-            )
+            );
+            Arc::new(thread.context("the store's thread could not be started")?)
         };
         let (raft_events, raft_end) = mpsc::channel(RAFT_EVENTS_MAX);
         let routes = Arc::new(Routes {
@@ -103,28 +111,29 @@ impl Node {
         });
         let raft = Arc::new(RaftDriver::start(
             store,
-            Arc::new(open.raft),
+            open.raft,
             routes,
             raft_events,
         ));
         let own = replica.clone();
         let asks = move |from: NodeId, request| own.ask(from, request).is_ok();
         let (inbox, inbox_ends) = CoreInbox::new(asks, raft.clone());
+        let seeds: Vec<String> = config.transport.seeds.iter().map(ToString::to_string).collect();
         let hello = Hello {
             node,
             incarnation,
             store,
             name: config.node.name.clone(),
-            address: config.transport.advertise.clone(),
-            votes: config.node.votes(),
-            works: config.node.works(),
+            address: config.transport.advertise.to_string(),
+            votes: config.node.roles.votes,
+            works: config.node.roles.works,
         };
         let net = Net::start(
             NetConfig {
                 listen: config.transport.listen,
                 identity: identity.clone(),
                 hello,
-                seeds: config.transport.seeds.clone(),
+                seeds: seeds.clone(),
                 segmentation_offload: true,
             },
             Arc::new(inbox),
@@ -139,34 +148,41 @@ impl Node {
             config.transport.listen.ip(),
             config.transport.listen.port() + 1,
         );
-        let limit = Arc::new(open.limit);
-        let feeder = warden.clone();
-        let (heart, heart_handle, heart_outputs) = HeartThread::start(HeartConfig {
+        let limit = open.limit;
+        let heart_config = HeartConfig {
             node,
             incarnation,
             store,
             limit: limit.get(),
-            listen: heart_address,
-            identity: identity.clone(),
-            feed: Box::new(move |until| {
-                let _ = feeder.feed(until);
-            }),
-            fatal: Box::new(|why| fatal(&why)),
-        })
-        .context("the heart could not be started")?;
+            kill_time: KILL_TIME,
+        };
+        let feeder = warden.clone();
+        let calls = HeartCalls {
+            feed: Box::new(move |until| drop(feeder.feed(until))),
+            lapsed: Box::new(|| fatal("the lease has lapsed (L6)")),
+            abort: Arc::new(|why| fatal(why)),
+        };
+        let own = identity.clone();
+        let socket = move || {
+            let socket = heart::HeartSocket::bind(heart_address, own);
+            socket.map(Heart).map_err(|error| error.to_string())
+        };
+        let (heart, heart_handle, heart_outputs) = HeartThread::start(heart_config, calls, socket)
+            .context("the heart could not be started")?;
 
+        let limit = Arc::new(Mutex::new(limit));
         let (working, resting, voters) = (warden.clone(), warden.clone(), warden.clone());
         let core_config = CoreConfig {
             node,
             name: config.node.name.clone(),
-            address: config.transport.advertise.clone(),
+            address: config.transport.advertise.to_string(),
             incarnation,
             store,
             death,
-            votes: config.node.votes(),
-            works: config.node.works(),
+            votes: config.node.roles.votes,
+            works: config.node.roles.works,
             labels: config.node.labels.clone(),
-            seeds: config.transport.seeds.clone(),
+            seeds: seeds.clone(),
             ttl: config.lease.ttl,
             replicas: config.checkpoint.replicas,
             min_copies: config.checkpoint.min_copies,
@@ -201,7 +217,7 @@ impl Node {
             .with_context(|| format!("cannot listen on {} (TCP)", config.gateway.listen))?;
         let http = listener.local_addr()?;
         let (stop_gateway, stopped) = oneshot::channel();
-        let serving = understudy_gateway::serve(listener, handle.clone(), token, async {
+        let serving = understudy_gateway::serve(listener, handle.clone(), token, Reach::Loopback, async {
             let _ = stopped.await;
         });
         let gateway = tokio::spawn(async move {
@@ -267,8 +283,9 @@ impl Node {
         }
         self.core.stop().await;
         self.heart.stop();
-        self.replica.stop();
         self.net.close().await;
+        // Closes the store: nobody else holds it any more.
+        drop(self.replica);
         drop(self.warden);
         info!(node = %self.config.node.name, "has stopped");
     }
@@ -353,6 +370,19 @@ fn fatal(why: &str) {
     std::process::exit(EXIT_FATAL);
 }
 
+/// The heart's way to other hearts.
+struct Heart(heart::HeartSocket);
+
+impl HeartSocket for Heart {
+    fn send(&mut self, to: NodeId, at: SocketAddr, message: &HeartMessage) {
+        self.0.send(to, at, message);
+    }
+
+    async fn recv(&mut self) -> (Option<NodeId>, HeartMessage) {
+        self.0.recv().await
+    }
+}
+
 /// Raft's way to other stores.
 struct Routes {
     me: StoreId,
@@ -391,6 +421,10 @@ fn random() -> Result<u64> {
 
 /// Exit code of a node that cannot go on and should be started again: `EX_TEMPFAIL` of sysexits.
 pub const EXIT_FATAL: i32 = 75;
+
+/// How long it may take to kill every helper, taken off the lease (L2): SIGKILL, and reaping some dozen
+/// processes on a busy machine.
+const KILL_TIME: Duration = Duration::from_millis(50);
 
 /// An orderly exit gets this long.
 const EXIT_LIMIT: Duration = Duration::from_millis(200);

@@ -7,10 +7,11 @@
 //!   LeaseHolder <──────> LeaseVoter   Controller ───────────> Directory
 //!        │ valid until        │ reports    ^  proposals           │ changed units
 //!        v                    └────────────┘                      v
-//!   Warden (kills)                                    Agent: one Owner a unit ──> Replica (stores)
+//!   Warden (kills)              Caller <── calls ──> Agent: one Owner a unit ──> Replica (stores)
 //! ```
 
 pub mod agent;
+pub mod caller;
 pub mod calls;
 pub mod controller;
 pub mod directory;

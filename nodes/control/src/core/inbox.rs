@@ -4,9 +4,8 @@
 //! tasks, so it never blocks: a full queue is said, and the transport withholds its credit.
 
 use std::collections::BTreeMap;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -20,13 +19,13 @@ use understudy_protocol::wire::replica::ReplicaRequest;
 use understudy_transport::net::{Full, Hello, Inbox, PeerChange, RequestRefused};
 
 use super::Input;
-use crate::raft::RaftDriver;
+use crate::raft::{self, RaftRequests};
 
 /// The receiving side of one node.
 pub struct CoreInbox {
     pub(super) lanes: mpsc::Sender<Input>,
     pub(super) store: Box<dyn Fn(NodeId, ReplicaRequest) -> bool + Send + Sync>,
-    pub(super) raft: Arc<RaftDriver>,
+    pub(super) raft: RaftRequests,
     /// Who is connected now: nothing is lost when the core is late.
     pub(super) peers: watch::Sender<BTreeMap<NodeId, Hello>>,
 }
@@ -43,14 +42,8 @@ impl CoreInbox {
                 return Ok(if taken { Ok(()) } else { Err(Full) });
             }
             MessageType::ReplicaAnswer => Input::Answer(parsed.decode()?),
-            MessageType::Envelope => {
-                let envelope = parsed.decode()?;
-                Input::Envelope { from, envelope }
-            }
-            MessageType::Reply => {
-                let reply = parsed.decode()?;
-                Input::Reply { from, reply }
-            }
+            MessageType::Envelope => Input::Envelope(parsed.decode()?),
+            MessageType::Reply => Input::Reply(parsed.decode()?),
             MessageType::Confirmed => Input::Confirmed(parsed.decode()?),
             MessageType::Heart
             | MessageType::Record
@@ -64,6 +57,31 @@ impl CoreInbox {
     }
 }
 
+impl CoreInbox {
+    /// A command for the leader. Whether this node leads, the core knows.
+    fn proposal(&self, body: &[u8]) -> Result<Bytes, RequestRefused> {
+        let entry: Entry = decode_whole(body).map_err(unreadable)?;
+        self.put(Input::Forwarded(entry.command))
+    }
+
+    /// A voter's report (L5).
+    fn report(&self, body: &[u8]) -> Result<Bytes, RequestRefused> {
+        match decode_whole(body).map_err(unreadable)? {
+            HeartMessage::Report(report) => self.put(Input::Reported(report)),
+            _ => Err(RequestRefused::NotServed),
+        }
+    }
+
+    fn put(&self, input: Input) -> Result<Bytes, RequestRefused> {
+        let put = self.lanes.try_send(input);
+        put.map(|()| Bytes::new()).map_err(|_| RequestRefused::Full)
+    }
+}
+
+fn unreadable(error: DecodeError) -> RequestRefused {
+    RequestRefused::Failed(error.to_string())
+}
+
 impl Inbox for CoreInbox {
     fn frame(&self, from: NodeId, frame: Bytes) -> Result<(), Full> {
         self.take(from, &frame).unwrap_or_else(|error| {
@@ -73,36 +91,18 @@ impl Inbox for CoreInbox {
         })
     }
 
-    fn request(&self, from: NodeId, kind: u8, body: Bytes) -> Answer {
+    fn request(&self, _: NodeId, kind: u8, body: Bytes) -> Answer {
         match kind {
-            PROPOSAL => {
-                let lanes = self.lanes.clone();
-                Box::pin(async move {
-                    let entry: Entry = decode_whole(&body).map_err(|_| RequestRefused)?;
-                    let input = Input::Forwarded(entry.command);
-                    lanes.try_send(input).map_err(|_| RequestRefused)?;
-                    Ok(Bytes::new())
-                })
-            }
-            REPORT => {
-                let lanes = self.lanes.clone();
-                Box::pin(async move {
-                    match decode_whole(&body).map_err(|_| RequestRefused)? {
-                        HeartMessage::Report(report) => {
-                            let input = Input::Reported(report);
-                            lanes.try_send(input).map_err(|_| RequestRefused)?;
-                            Ok(Bytes::new())
-                        }
-                        _ => Err(RequestRefused),
-                    }
-                })
-            }
+            PROPOSAL => Box::pin(ready(self.proposal(&body))),
+            REPORT => Box::pin(ready(self.report(&body))),
             kind => {
                 let raft = self.raft.clone();
                 Box::pin(async move {
-                    debug!(%from, kind, "a request of raft");
                     let answered = raft.on_request(kind, body).await;
-                    answered.map_err(|_| RequestRefused)
+                    answered.map_err(|error| match error {
+                        raft::RequestRefused::UnknownKind(_) => RequestRefused::NotServed,
+                        error => RequestRefused::Failed(error.to_string()),
+                    })
                 })
             }
         }

@@ -5,38 +5,35 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use understudy_protocol::cluster::directory::{Command, Directory, Entry, Formation};
+use understudy_protocol::cluster::directory::{Command, Directory, Entry};
 use understudy_protocol::cluster::lease::voter;
 use understudy_protocol::id::{IncarnationId, NodeId, StoreId, UnitId};
 use understudy_protocol::time::ClusterTime;
 use understudy_protocol::wire::codec::{Message, encode_frame};
-use understudy_protocol::wire::envelope::{Confirmed, Envelope, Reply};
+use understudy_protocol::wire::envelope::{Confirmed, Envelope, Outcome, Reply};
 use understudy_protocol::wire::heart::{HeartMessage, Report, Ttl};
 use understudy_protocol::wire::replica::{ReplicaAnswer, ReplicaRequest};
 use understudy_store::{LimitFile, ReplicaThread};
-use understudy_transport::net::{Hello, Lane, Net};
+use understudy_transport::net::{Hello, Lane, Net, SendError};
 
 use super::inbox::{PROPOSAL, REPORT};
 use super::start::Warden;
-use crate::handle::{Ask, FormError};
 use crate::heart::{HeartHandle, HeartInput};
-use crate::raft::{self, RaftDriver};
 
 /// Everything that leaves the core.
 pub(super) struct Outlet {
     me: NodeId,
     store: StoreId,
     net: Net,
-    replica: ReplicaThread,
-    limit: Arc<LimitFile>,
+    replica: Arc<ReplicaThread>,
+    limit: Arc<Mutex<LimitFile>>,
     /// Where the gateway of an incarnation is, learned from connections: the directory may not list
     /// it any more, or not yet.
     gateways: BTreeMap<IncarnationId, NodeId>,
@@ -51,8 +48,8 @@ impl Outlet {
         me: NodeId,
         store: StoreId,
         net: Net,
-        replica: ReplicaThread,
-        limit: Arc<LimitFile>,
+        replica: Arc<ReplicaThread>,
+        limit: Arc<Mutex<LimitFile>>,
     ) -> Outlet {
         Outlet {
             me,
@@ -74,6 +71,11 @@ impl Outlet {
             .collect();
     }
 
+    /// Seeds that nobody answers at.
+    pub(super) fn missing_seeds(&self) -> Vec<String> {
+        self.net.missing_seeds()
+    }
+
     /// To a store: this node's own without a detour.
     pub(super) fn ask(&mut self, to: StoreId, node: Option<NodeId>, request: ReplicaRequest) {
         if to == self.store {
@@ -87,8 +89,20 @@ impl Outlet {
         }
     }
 
-    pub(super) fn send_call(&mut self, to: NodeId, unit: UnitId, envelope: Envelope) {
-        send(&self.net, to, lane_of(unit), &envelope);
+    /// An attempt of a call; what there is to say at once when it cannot be sent.
+    pub(super) fn send_call(
+        &self,
+        to: NodeId,
+        unit: UnitId,
+        envelope: &Envelope,
+    ) -> Option<Outcome> {
+        match send(&self.net, to, lane_of(unit), envelope)? {
+            SendError::NoPeer => Some(Outcome::NotOwner { hint: None }),
+            SendError::Full { retry_after } => Some(Outcome::Overloaded {
+                retry_after_ms: u32::try_from(retry_after.as_millis()).unwrap_or(u32::MAX),
+            }),
+            SendError::TooLong { .. } => Some(Outcome::TooLarge),
+        }
     }
 
     pub(super) fn reply(&mut self, gateway: Option<NodeId>, reply: Reply) {
@@ -135,39 +149,25 @@ impl Outlet {
         });
     }
 
-    /// Begins Raft with the formation's voters. A member that has begun already goes on: the first
-    /// entry may not have been applied the last time.
-    pub(super) fn form(
-        &mut self,
-        raft: Arc<RaftDriver>,
-        asks: mpsc::Sender<Ask>,
-        formation: Formation,
-        answer: oneshot::Sender<Result<(), FormError>>,
-    ) {
-        self.tasks.spawn(async move {
-            let formed = match raft.form(formation.voters.clone()).await {
-                Ok(()) | Err(raft::FormError::AlreadyFormed) => {
-                    let told = asks.send(Ask::Formed(formation)).await;
-                    told.map_err(|_| FormError::Stopping)
-                }
-                Err(error) => Err(FormError::Raft(error.to_string())),
-            };
-            // Whoever asked may have gone.
-            let _ = answer.send(formed);
-        });
-    }
-
     /// L3: the limit is on disk before the heart promises by it.
     pub(super) fn flush_limit(&mut self, ttl: Ttl, heart: &HeartHandle) {
         let (limit, heart) = (self.limit.clone(), heart.clone());
-        self.tasks.spawn_blocking(move || match limit.put(ttl) {
-            Ok(()) => heart.tell(HeartInput::Voter(voter::Event::LimitFlushed(ttl))),
-            Err(error) => warn!(%error, "the longest TTL could not be flushed; the voter stays mute"),
-        });
+        self.tasks
+            .spawn_blocking(move || match lock(&limit).put(ttl) {
+                Ok(()) => heart.tell(HeartInput::Voter(voter::Event::LimitFlushed(ttl))),
+                Err(error) => {
+                    warn!(%error, "the longest TTL could not be flushed; the voter stays mute")
+                }
+            });
     }
 
     /// Tells the transport, the heart and the warden where everybody is, when that has changed.
-    pub(super) fn addresses(&mut self, directory: &Directory, heart: &HeartHandle, warden: &Warden) {
+    pub(super) fn addresses(
+        &mut self,
+        directory: &Directory,
+        heart: &HeartHandle,
+        warden: &Warden,
+    ) {
         let nodes = directory.nodes().iter();
         let known: BTreeMap<NodeId, (StoreId, String, bool)> = nodes
             .map(|(id, node)| {
@@ -217,16 +217,16 @@ impl Outlet {
 }
 
 /// Frames an answer of this node's store and sends it; called on the store's thread.
-pub(super) fn answer(net: &Net, to: NodeId, answer: &ReplicaAnswer) {
+pub fn answer(net: &Net, to: NodeId, answer: &ReplicaAnswer) {
     send(net, to, lane_of(answer.unit), answer);
 }
 
-fn send<T: Message>(net: &Net, to: NodeId, lane: Lane, message: &T) {
-    let Some(frame) = framed(message) else { return };
-    if let Err(error) = net.send(to, lane, frame) {
-        metrics::counter!("understudy_frames_dropped_total").increment(1);
-        debug!(%to, %error, "a frame was not sent");
-    }
+fn send<T: Message>(net: &Net, to: NodeId, lane: Lane, message: &T) -> Option<SendError> {
+    let frame = framed(message)?;
+    let error = net.send(to, lane, frame).err()?;
+    metrics::counter!("understudy_frames_dropped_total").increment(1);
+    debug!(%to, %error, "a frame was not sent");
+    Some(error)
 }
 
 fn framed<T: Message>(message: &T) -> Option<Bytes> {
@@ -238,6 +238,10 @@ fn framed<T: Message>(message: &T) -> Option<Bytes> {
             None
         }
     }
+}
+
+fn lock(limit: &Mutex<LimitFile>) -> MutexGuard<'_, LimitFile> {
+    limit.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the heart of a node listens: one port above its address.

@@ -4,6 +4,7 @@
 
 use super::*;
 use std::net::SocketAddr;
+use std::sync::Mutex;
 
 use tokio::task::JoinHandle;
 use understudy_protocol::cluster::agent::AgentSettings;
@@ -69,11 +70,11 @@ pub struct CoreParts {
     /// The lanes and the truth plane.
     pub net: Net,
     /// This node's store.
-    pub replica: ReplicaThread,
+    pub replica: Arc<ReplicaThread>,
     /// The file of the heart's limit.
-    pub limit: Arc<LimitFile>,
+    pub limit: Arc<Mutex<LimitFile>>,
     /// Raft.
-    pub raft: Arc<RaftDriver>,
+    pub raft: RaftDriver,
     /// What Raft says.
     pub raft_events: mpsc::Receiver<RaftEvent>,
     /// The heart.
@@ -107,7 +108,7 @@ impl CoreInbox {
         + Send
         + Sync
         + 'static,
-        raft: Arc<RaftDriver>,
+        raft: crate::raft::RaftRequests,
     ) -> (CoreInbox, InboxEnds) {
         let (lanes, lanes_end) = mpsc::channel(LANES_MAX);
         let (peers, peers_end) = watch::channel(BTreeMap::new());
@@ -154,7 +155,6 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         unavailable: BTreeSet::new(),
     }));
     let core = Core {
-        asks: asks.clone(),
         controller: Controller::new(now, Directory::default(), parts.seed),
         agent: Agent::new(settings),
         caller: Caller::new(config.incarnation),

@@ -60,10 +60,12 @@ impl Index {
         self.chains.get(child).into_iter().flatten()
     }
 
-    pub(super) fn children_after(&self, after: Option<&ChildId>, most: usize) -> Vec<ChildId> {
+    pub(super) fn chains_after(
+        &self,
+        after: Option<&ChildId>,
+    ) -> impl Iterator<Item = (&ChildId, &VecDeque<Head>)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let chains = self.chains.range::<ChildId, _>((from, Bound::Unbounded));
-        chains.map(|(child, _)| child.clone()).take(most).collect()
+        self.chains.range::<ChildId, _>((from, Bound::Unbounded))
     }
 
     pub(super) fn opened(&self) -> Opened {

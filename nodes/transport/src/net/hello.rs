@@ -39,6 +39,9 @@ pub struct Hello {
     /// Whether it is willing to be a voter.
     #[n(5)]
     pub votes: bool,
+    /// Whether it runs units.
+    #[n(6)]
+    pub works: bool,
 }
 
 /// Why two nodes did not greet each other.

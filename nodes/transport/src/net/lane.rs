@@ -180,26 +180,23 @@ pub(crate) async fn write_lane(connection: Connection, lanes: Arc<Lanes>, index:
     let mut stream: Option<SendStream> = None;
     loop {
         let mut pieces = lanes.queues[index].take().await;
-        loop {
-            let open = match &mut stream {
-                Some(open) => open,
-                None => match open_lane(&connection, index).await {
-                    Ok(opened) => stream.insert(opened),
-                    Err(_) => return,
-                },
-            };
-            match open.write_all_chunks(&mut pieces).await {
-                Ok(()) => break,
-                Err(WriteError::Stopped(code)) => {
-                    // The peer could not find the next frame. What it had not read is lost, like
-                    // with a lost connection; the next frames begin a new stream.
-                    tracing::warn!(lane = index, %code, "the peer reset a lane; it begins anew");
-                    stream = None;
-                    tokio::time::sleep(REOPEN_PAUSE).await;
-                    break;
-                }
+        let open = match &mut stream {
+            Some(open) => open,
+            None => match open_lane(&connection, index).await {
+                Ok(opened) => stream.insert(opened),
                 Err(_) => return,
+            },
+        };
+        match open.write_all_chunks(&mut pieces).await {
+            Ok(()) => {}
+            Err(WriteError::Stopped(code)) => {
+                // The peer could not find the next frame. What it had not read is lost, like with a
+                // lost connection; the next frames begin a new stream.
+                tracing::warn!(lane = index, %code, "the peer reset a lane; it begins anew");
+                stream = None;
+                tokio::time::sleep(REOPEN_PAUSE).await;
             }
+            Err(_) => return,
         }
     }
 }

@@ -293,10 +293,12 @@ async fn requests_are_answered_refused_or_time_out() {
     assert_eq!(ask(ECHO, Bytes::new(), PATIENCE).await, Ok(Bytes::new()));
 
     // A peer that goes away in the middle.
-    let asked = tokio::spawn(ask(NEVER, Bytes::new(), PATIENCE));
-    until(|| b.inbox.asked.load(Ordering::SeqCst) > 1).await;
+    let asked = b.inbox.asked.load(Ordering::SeqCst);
+    waiting.spawn(ask(NEVER, Bytes::new(), PATIENCE));
+    until(|| b.inbox.asked.load(Ordering::SeqCst) > asked).await;
     b.net.close().await;
-    assert_eq!(asked.await.unwrap(), Err(RequestError::Lost));
+    let lost = waiting.join_next().await.unwrap();
+    assert_eq!(lost.unwrap(), Err(RequestError::Lost));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -324,13 +326,13 @@ async fn no_session_is_ever_resumed() {
 struct Node {
     net: Net,
     inbox: Arc<Recorder>,
-    frames: mpsc::UnboundedReceiver<Bytes>,
-    changes: mpsc::UnboundedReceiver<PeerChange>,
+    frames: mpsc::Receiver<Bytes>,
+    changes: mpsc::Receiver<PeerChange>,
 }
 
 struct Recorder {
-    frames: mpsc::UnboundedSender<Bytes>,
-    changes: mpsc::UnboundedSender<PeerChange>,
+    frames: mpsc::Sender<Bytes>,
+    changes: mpsc::Sender<PeerChange>,
     is_full: AtomicBool,
     takes: AtomicU64,
     asked: AtomicU64,
@@ -347,8 +349,7 @@ impl Inbox for Recorder {
         if self.is_full.load(Ordering::SeqCst) && !is_small {
             return Err(Full);
         }
-        let _ = self.frames.send(frame);
-        Ok(())
+        self.frames.try_send(frame).map_err(|_| Full)
     }
 
     fn request(
@@ -373,7 +374,7 @@ impl Inbox for Recorder {
     }
 
     fn peer(&self, change: PeerChange) {
-        let _ = self.changes.send(change);
+        self.changes.try_send(change).unwrap();
     }
 }
 
@@ -405,8 +406,8 @@ impl Node {
         seeds: &[String],
         listen: SocketAddr,
     ) -> Node {
-        let (frames, frames_rx) = mpsc::unbounded_channel();
-        let (changes, changes_rx) = mpsc::unbounded_channel();
+        let (frames, frames_rx) = mpsc::channel(RECORDED_MAX);
+        let (changes, changes_rx) = mpsc::channel(RECORDED_MAX);
         let inbox = Arc::new(Recorder {
             frames,
             changes,
@@ -549,6 +550,7 @@ fn hello_of(node: u64, incarnation: u64, address: &str) -> Hello {
         name: format!("node {node}"),
         address: address.to_owned(),
         votes: true,
+        works: true,
     }
 }
 
@@ -601,6 +603,9 @@ async fn until(mut is_so: impl FnMut() -> bool) {
 async fn within<T>(future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.expect("in time")
 }
+
+/// More frames than any test sends before it looks.
+const RECORDED_MAX: usize = 4_096;
 
 /// Far above what anything here takes, on a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(20);

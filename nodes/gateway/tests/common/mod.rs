@@ -1,0 +1,182 @@
+//! A directory without a cluster: a task that applies each command at once, grants every unit to node
+//! `a`, and answers calls by echoing them. For tests of what stands in front of a node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+
+use understudy_control::handle::{Answered, Ask, CallError, FormError, View};
+use understudy_protocol::cluster::directory::{
+    Action, Claim, Command, Directory, Entry, Event, Formation, Grant, Registration, Run,
+};
+use understudy_protocol::id::{IncarnationId, LogId, NodeId, Seq, StoreId, Term};
+use understudy_protocol::machine::Machine as _;
+use understudy_protocol::time::{ClusterTime, Time};
+use understudy_protocol::wire::heart::{DeathDigest, Ttl};
+
+/// What node `a` knows.
+pub(crate) fn view(directory: &Directory) -> View {
+    View {
+        directory: Arc::new(directory.clone()),
+        node: NodeId(1),
+        incarnation: IncarnationId(101),
+        store: StoreId(11),
+        leader: directory.is_formed().then_some(NodeId(1)),
+        lease_until: Time::MAX,
+        peers: Vec::new(),
+        missing_seeds: Vec::new(),
+        serving: BTreeSet::new(),
+        unavailable: BTreeSet::new(),
+    }
+}
+
+/// Answers what a handle asks.
+pub(crate) async fn core(mut asked: mpsc::Receiver<Ask>, shown: watch::Sender<Arc<View>>) {
+    let mut directory = Directory::default();
+    while let Some(ask) = asked.recv().await {
+        match ask {
+            Ask::Propose(command) => apply(&mut directory, command),
+            Ask::Form { answer, .. } => {
+                let formed = directory.is_formed();
+                if !formed {
+                    form(&mut directory);
+                }
+                let result = if formed {
+                    Err(FormError::AlreadyFormed)
+                } else {
+                    Ok(())
+                };
+                let _ = answer.send(result);
+            }
+            Ask::Call {
+                child,
+                key,
+                body,
+                patience,
+                answer,
+            } => {
+                let result = match child.key() {
+                    "full" => Err(CallError::Overloaded {
+                        retry_after: Duration::from_millis(50),
+                    }),
+                    "late" => Err(CallError::DeadlineExceeded(patience)),
+                    // Never answers: the gateway must not wait for ever.
+                    "dumb" => {
+                        std::mem::forget(answer);
+                        continue;
+                    }
+                    _ => Ok(Answered {
+                        body: Bytes::from([key.unwrap_or_default().as_bytes(), &body].concat()),
+                        reflects: Seq(7),
+                        node: Some(NodeId(1)),
+                    }),
+                };
+                let _ = answer.send(result);
+            }
+        }
+        serve_all(&mut directory);
+        let _ = shown.send(Arc::new(view(&directory)));
+    }
+}
+
+fn form(directory: &mut Directory) {
+    apply(
+        directory,
+        Command::Form(Formation {
+            voters: [StoreId(11)].into(),
+            ttl: Ttl::DEFAULT,
+            replicas: 3,
+            min_copies: 1,
+            shards: 4,
+            set: [StoreId(11)].into(),
+        }),
+    );
+    for node in 1..=2 {
+        let registration = Registration {
+            node: NodeId(node),
+            incarnation: IncarnationId(100 + node),
+            store: StoreId(10 + node),
+            death: DeathDigest::of(&[node as u8; 32]),
+            votes: true,
+            works: true,
+            labels: BTreeMap::new(),
+            capacity: BTreeMap::new(),
+            name: ["a", "b"][node as usize - 1].to_owned(),
+            address: format!("127.0.0.1:{}", 7600 + node),
+        };
+        apply(directory, Command::Register(registration));
+    }
+}
+
+/// Grants and serves what has no owner, where it is to move or at `a`, and releases what must leave.
+fn serve_all(directory: &mut Directory) {
+    for id in directory.units().keys().copied().collect::<Vec<_>>() {
+        let unit = directory.unit(id).unwrap().clone();
+        let draining = |node: NodeId| directory.nodes()[&node].draining;
+        if let Some(owner) = unit.owner {
+            let claim = Claim {
+                unit: id,
+                epoch: unit.epoch,
+                incarnation: owner.incarnation,
+            };
+            let stopping = unit.run == Run::Stopping;
+            if unit.move_to.is_some_and(|to| to != owner.node) || draining(owner.node) || stopping {
+                apply(directory, Command::Release(claim));
+            }
+        }
+        let Some(unit) = directory
+            .unit(id)
+            .filter(|unit| unit.wants_owner())
+            .cloned()
+        else {
+            continue;
+        };
+        let usual = if directory.nodes()[&NodeId(1)].draining {
+            NodeId(2)
+        } else {
+            NodeId(1)
+        };
+        let to = IncarnationId(100 + unit.move_to.unwrap_or(usual).0);
+        let grant = Grant {
+            unit: id,
+            epoch: unit.epoch,
+            config: unit.config,
+            to,
+        };
+        apply(
+            directory,
+            Command::Grant {
+                grants: vec![grant],
+            },
+        );
+        let claim = Claim {
+            unit: id,
+            epoch: unit.epoch.next(),
+            incarnation: to,
+        };
+        apply(directory, Command::Serving(claim));
+    }
+}
+
+fn apply(directory: &mut Directory, command: Command) {
+    let id = LogId {
+        term: Term(1),
+        index: directory.applied().index.next(),
+    };
+    let entry = Entry {
+        at: ClusterTime::from_millis(id.index.0),
+        random: id.index.0,
+        command,
+    };
+    directory
+        .handle(Time::ZERO, Event::Apply(id, entry))
+        .unwrap();
+    while let Some(action) = directory.poll_action() {
+        if let Action::Voided(_, void) = action {
+            eprintln!("void: {void}");
+        }
+    }
+}

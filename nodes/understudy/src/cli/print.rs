@@ -1,0 +1,321 @@
+//! The API's answers as text.
+//!
+//! Owns: tables, the tree and the sentences. Never asks anything.
+
+use understudy_gateway::api;
+
+use super::table::{Table, cut};
+
+/// `cluster show`.
+pub fn cluster(cluster: &api::Cluster) -> String {
+    let names = |replicas: &[api::Replica]| {
+        let names: Vec<&str> = replicas
+            .iter()
+            .map(|replica| node_name(replica.node.as_ref()))
+            .collect();
+        names.join(", ")
+    };
+    if !cluster.formed {
+        let peers: Vec<&str> = cluster.peers.iter().map(|peer| &*peer.name).collect();
+        let mut text = format!(
+            "The cluster is not formed. {} is connected to {}.\n",
+            cluster.node.name,
+            or_nobody(&peers.join(", "))
+        );
+        if !cluster.missing_seeds.is_empty() {
+            let seeds = cluster.missing_seeds.join(", ");
+            text.push_str(&format!("It cannot reach {seeds}.\n"));
+        }
+        text.push_str("With all nodes up, once: understudy cluster init\n");
+        return text;
+    }
+    let mut table = Table::bare();
+    table.row(["leader", node_name(cluster.leader.as_ref())]);
+    table.row([
+        "nodes".to_owned(),
+        format!("{} of {} live", cluster.nodes_live, cluster.nodes),
+    ]);
+    table.row([
+        "units".to_owned(),
+        format!("{} of {} serving", cluster.units_serving, cluster.units),
+    ]);
+    table.row([
+        "copies".to_owned(),
+        format!(
+            "{} of each record, {} before it is acknowledged",
+            cluster.replicas, cluster.min_copies
+        ),
+    ]);
+    table.row([
+        "voters".to_owned(),
+        format!(
+            "{}{}",
+            names(&cluster.voters),
+            if cluster.voters_changing {
+                " (changing)"
+            } else {
+                ""
+            }
+        ),
+    ]);
+    table.row(["lease", &*cluster.ttl]);
+    table.row([
+        "applied".to_owned(),
+        format!(
+            "entry {} of term {}, at {}",
+            cluster.applied.index, cluster.applied.term, cluster.node.name
+        ),
+    ]);
+    let mut text = table.fit(usize::MAX);
+    if !cluster.missing_seeds.is_empty() {
+        let seeds = cluster.missing_seeds.join(", ");
+        text.push_str(&format!("{} cannot reach {seeds}\n", cluster.node.name));
+    }
+    text
+}
+
+/// `node list`.
+pub fn nodes(nodes: &[api::Node], columns: usize) -> String {
+    let mut table = Table::under(&["NAME", "STATE", "UNITS", "ROLE", "ADDRESS", "ID"]);
+    for node in nodes {
+        let mut state = node.state.clone();
+        if node.draining {
+            state.push_str(", draining");
+        }
+        let units = if node.units == node.units_serving {
+            node.units.to_string()
+        } else {
+            format!("{} ({} serving)", node.units, node.units_serving)
+        };
+        let roles = [
+            (node.leader, "leader"),
+            (node.voter, "voter"),
+            (!node.works, "witness"),
+        ];
+        let roles: Vec<&str> = roles
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, role)| *role)
+            .collect();
+        let roles = roles.join(", ");
+        table.row([
+            node.name.clone(),
+            state,
+            units,
+            roles,
+            node.address.clone(),
+            node.id.clone(),
+        ]);
+    }
+    table.fit(columns)
+}
+
+/// `unit list`.
+pub fn units(units: &[api::Unit], columns: usize) -> String {
+    if units.is_empty() {
+        return "No such unit. Without filters: understudy unit list\n".to_owned();
+    }
+    let mut table = Table::under(&["UNIT", "SCOPE", "STATE", "OWNER", "EPOCH", "COPIES", "ON"]);
+    for unit in units {
+        table.row([
+            unit.id.clone(),
+            unit.scope.clone(),
+            state(unit),
+            node_name(unit.owner.as_ref()).to_owned(),
+            unit.epoch.to_string(),
+            copies(unit),
+            on(unit),
+        ]);
+    }
+    table.fit(columns)
+}
+
+/// One unit after a change.
+pub fn unit(unit: &api::Unit) -> String {
+    format!(
+        "{} ({}) is {}{}\n",
+        unit.id,
+        unit.scope,
+        state(unit),
+        unit.owner
+            .as_ref()
+            .map_or_else(String::new, |owner| format!(" on {}", owner.name))
+    )
+}
+
+/// One node after a change.
+pub fn drained(node: &api::Node) -> String {
+    match (node.draining, node.units) {
+        (true, 0) => format!("{} owns nothing and takes nothing: stop it\n", node.name),
+        (true, units) => format!("{} drains; it still owns {units} units\n", node.name),
+        (false, _) => format!("{} takes units again\n", node.name),
+    }
+}
+
+/// `unit explain`: a sentence a line, none cut.
+pub fn explained(explained: &api::Explained) -> String {
+    let mut text = String::new();
+    let verdicts = explained.nodes.len();
+    let (general, nodes) = explained
+        .sentences
+        .split_at(explained.sentences.len().saturating_sub(verdicts));
+    for sentence in general {
+        text.push_str(&clean(sentence));
+        text.push('\n');
+    }
+    for (sentence, verdict) in nodes.iter().zip(&explained.nodes) {
+        let mark = if verdict.chosen { "*" } else { "-" };
+        text.push_str(&format!("  {mark} {}\n", clean(sentence)));
+    }
+    text
+}
+
+/// `tree`: a line a unit or supervisor; runs of like shards are one line unless `all`.
+pub fn tree(root: &api::Supervisor, all: bool, columns: usize) -> String {
+    let mut table = Table::bare();
+    table.row(supervisor_row(String::new(), root));
+    branch(&mut table, root, "", all);
+    table.fit(columns)
+}
+
+/// One event, a line.
+pub fn event(event: &api::Event, columns: usize) -> String {
+    let time = event.time.get(11..23).unwrap_or(&event.time);
+    let unit = match (&event.unit, event.epoch) {
+        (Some(unit), Some(epoch)) => format!(" {unit} e{epoch}"),
+        (Some(unit), None) => format!(" {unit}"),
+        _ => String::new(),
+    };
+    let node = event
+        .node
+        .as_ref()
+        .map_or_else(String::new, |node| format!(" {}", node.name));
+    let line = format!("{time}{node}{unit} {}: {}", event.kind, event.text);
+    format!("{}\n", cut(&clean(&line), columns))
+}
+
+fn branch(table: &mut Table, supervisor: &api::Supervisor, before: &str, all: bool) {
+    let groups = grouped(&supervisor.children, all);
+    let last = groups.len() - usize::from(supervisor.more == 0 && !groups.is_empty());
+    for (nth, group) in groups.iter().enumerate() {
+        let (joint, below) = if nth == last {
+            ("└─ ", "   ")
+        } else {
+            ("├─ ", "│  ")
+        };
+        match group {
+            [api::Child::Unit(unit)] => table.row(unit_row(format!("{before}{joint}"), unit)),
+            [api::Child::Supervisor(of)] => {
+                table.row(supervisor_row(format!("{before}{joint}"), of));
+                branch(table, of, &format!("{before}{below}"), all);
+            }
+            [api::Child::Unit(first), .., api::Child::Unit(end)] => {
+                let (from, to) = (bounds(first), bounds(end));
+                let range = match (from, to) {
+                    (Some((from, _)), Some((_, to))) => format!("slots {from}..{to}"),
+                    _ => String::new(),
+                };
+                let mut row = unit_row(format!("{before}{joint}"), first);
+                row[0] = format!("{before}{joint}{range} ({} shards)", group.len());
+                row[3] = String::new();
+                table.row(row);
+            }
+            _ => {}
+        }
+    }
+    if supervisor.more > 0 {
+        table.row([format!("{before}└─ and {} more", supervisor.more)]);
+    }
+}
+
+/// Children as they are shown: neighbouring shards that do the same in the same place together.
+fn grouped(children: &[api::Child], all: bool) -> Vec<&[api::Child]> {
+    children
+        .chunk_by(|a, b| match (a, b) {
+            (api::Child::Unit(a), api::Child::Unit(b)) if !all => {
+                let neighbours = match (bounds(a), bounds(b)) {
+                    (Some((_, end)), Some((start, _))) => end == start,
+                    _ => false,
+                };
+                let owner = |unit: &api::Unit| unit.owner.as_ref().map(|owner| owner.id.clone());
+                neighbours && a.state == b.state && owner(a) == owner(b) && copies(a) == copies(b)
+            }
+            _ => false,
+        })
+        .collect()
+}
+
+/// The slots of a shard.
+fn bounds(unit: &api::Unit) -> Option<(u16, u16)> {
+    let range = unit.scope.strip_prefix("slots ")?;
+    let (start, end) = range.split_once("..")?;
+    Some((start.parse().ok()?, end.parse().ok()?))
+}
+
+fn unit_row(before: String, unit: &api::Unit) -> [String; 5] {
+    let mut doing = state(unit);
+    if unit.strikes > 0 && !unit.quarantined {
+        doing.push_str(&format!(", {} strikes", unit.strikes));
+    }
+    [
+        format!("{before}{}", unit.scope),
+        doing,
+        node_name(unit.owner.as_ref()).to_owned(),
+        unit.id.clone(),
+        copies(unit),
+    ]
+}
+
+fn supervisor_row(before: String, of: &api::Supervisor) -> [String; 5] {
+    let mut doing = String::new();
+    if of.down {
+        doing = "down".to_owned();
+    } else if of.restarts > 0 && of.restarts_max < u16::MAX {
+        doing = format!(
+            "{} of {} restarts in {}",
+            of.restarts, of.restarts_max, of.window
+        );
+    }
+    [
+        format!("{before}{} {}", of.id, of.strategy),
+        doing,
+        String::new(),
+        String::new(),
+        String::new(),
+    ]
+}
+
+fn state(unit: &api::Unit) -> String {
+    match &unit.move_to {
+        Some(to) => format!("{} to {}", unit.state, to.name),
+        None => unit.state.clone(),
+    }
+}
+
+fn copies(unit: &api::Unit) -> String {
+    format!("{}/{} live", unit.replicas_live, unit.replicas.len())
+}
+
+fn on(unit: &api::Unit) -> String {
+    let names: Vec<&str> = unit
+        .replicas
+        .iter()
+        .map(|replica| node_name(replica.node.as_ref()))
+        .collect();
+    names.join(",")
+}
+
+fn node_name(node: Option<&api::NodeRef>) -> &str {
+    node.map_or("-", |node| &*node.name)
+}
+
+fn or_nobody(names: &str) -> &str {
+    if names.is_empty() { "nobody" } else { names }
+}
+
+/// What comes from elsewhere must not move the cursor.
+fn clean(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
