@@ -11,6 +11,7 @@ mod counters;
 pub mod heart;
 pub mod identity;
 pub mod net;
+pub mod ractor_link;
 mod tls;
 
 pub use counters::Counted;
