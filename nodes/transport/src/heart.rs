@@ -247,8 +247,10 @@ impl Shared {
             (Err(error), _) => error,
         };
         self.counters.add(Count::Identity);
-        let address = connection.remote_address();
-        tracing::warn!(%address, why, "a heart's certificate was refused");
+        if self.counters.may_log() {
+            let address = connection.remote_address();
+            tracing::warn!(%address, why, "a heart's certificate was refused");
+        }
         connection.close(CLOSE_IDENTITY, b"certificate refused");
         None
     }
@@ -256,7 +258,9 @@ impl Shared {
     fn failed(&self, address: SocketAddr, error: &quinn::ConnectionError) {
         if is_tls_refusal(error) {
             self.counters.add(Count::Handshake);
-            tracing::warn!(%address, %error, "a heart's handshake was refused");
+            if self.counters.may_log() {
+                tracing::warn!(%address, %error, "a heart's handshake was refused");
+            }
         }
     }
 }
@@ -282,7 +286,9 @@ async fn connect(shared: &Shared, node: NodeId, address: SocketAddr) -> Option<C
     let connecting = match shared.endpoint.connect_with(config, address, &name) {
         Ok(connecting) => connecting,
         Err(error) => {
-            tracing::warn!(%node, %address, %error, "cannot dial a heart");
+            if shared.counters.may_log() {
+                tracing::warn!(%node, %address, %error, "cannot dial a heart");
+            }
             return None;
         }
     };

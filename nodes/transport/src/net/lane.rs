@@ -232,7 +232,9 @@ pub(crate) async fn read_lane(
     let is_free = |taken: &AtomicBool| !taken.swap(true, Ordering::AcqRel);
     if !reading.lanes.get(index).is_some_and(is_free) {
         counters.add(Count::Lane);
-        tracing::warn!(%from, index, "a peer opened a lane that is open, or that is none");
+        if counters.may_log() {
+            tracing::warn!(%from, index, "a peer opened a lane that is open, or that is none");
+        }
         let _ = stream.stop(STOP_NO_LANE);
         return;
     }
@@ -244,7 +246,9 @@ pub(crate) async fn read_lane(
     reading.lanes[index].store(false, Ordering::Release);
     if let Err(error) = result {
         counters.add(Count::Lane);
-        tracing::warn!(%from, lane = index, %error, "a lane was reset");
+        if counters.may_log() {
+            tracing::warn!(%from, lane = index, %error, "a lane was reset");
+        }
         let _ = stream.stop(STOP_NO_FRAME);
     }
 }

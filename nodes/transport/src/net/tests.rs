@@ -168,6 +168,26 @@ async fn bad_frames_are_counted_and_the_next_good_one_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_the_peer_reset_begins_anew() {
+    let ca = Ca::create("alpha").unwrap();
+    let mut a = Node::start(&ca, 1, 1, &[]).await;
+    let raw = Raw::join(&ca, 2, &a).await;
+    a.until_up(2).await;
+    for round in 0..3 {
+        a.send(2, Lane::Of(5), round).await;
+        let mut lane = within(raw.connection.accept_uni()).await.unwrap();
+        let mut bytes = vec![0; 1 + frame_of(round).len()];
+        lane.read_exact(&mut bytes).await.unwrap();
+        assert_eq!((bytes[0], &bytes[1..]), (5, &frame_of(round)[..]));
+        lane.stop(1u32.into()).unwrap();
+        // The writer hears of it when it writes next, and that frame is lost with the stream.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        a.send(2, Lane::Of(5), 99).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_receiver_makes_its_sender_full_and_then_resumes() {
     let ca = Ca::create("alpha").unwrap();
     let mut a = Node::start(&ca, 1, 1, &[]).await;
@@ -524,6 +544,7 @@ impl Raw {
             let raw = Raw::dial(&identity, "node.alpha", to).await;
             let greeted = Greeting::dial(&raw.connection, role, &hello, certified).await;
             greeted.unwrap().taken().await.unwrap();
+            tls::admit(&raw.connection, role);
             raws.push(raw);
         }
         let mut data = raws.pop().unwrap();
