@@ -30,7 +30,7 @@ use understudy_protocol::wire::heart::HeartMessage;
 
 use crate::counters::{Count, Counted, Counters};
 use crate::identity::{self, Identity};
-use crate::net::{bind, certified_node, is_tls_refusal};
+use crate::net::{bind, certified_node, is_tls_refusal, reachable_from};
 use crate::tls::{self, TlsError};
 
 mod plain;
@@ -281,7 +281,9 @@ async fn dial(shared: Arc<Shared>, node: NodeId, address: SocketAddr) {
 }
 
 async fn connect(shared: &Shared, node: NodeId, address: SocketAddr) -> Option<Connection> {
+    let local = shared.endpoint.local_addr().ok()?;
     let name = identity::dns_name_of(shared.identity.cluster(), node);
+    let address = reachable_from(local, address).unwrap_or(address); // the error says it better
     let config = shared.client.clone();
     let connecting = match shared.endpoint.connect_with(config, address, &name) {
         Ok(connecting) => connecting,

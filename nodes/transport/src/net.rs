@@ -327,8 +327,8 @@ impl Net {
         self.shared().counters.counted()
     }
 
-    /// Says goodbye to every peer and ends every task. Waits at most [`CLOSE_PATIENCE`] for what is
-    /// on its way.
+    /// Says goodbye to every peer and ends every task, in [`CLOSE_PATIENCE`] at most. What is still
+    /// queued or on its way is lost: wait for the answers that matter before.
     pub async fn close(&self) {
         let shared = self.shared();
         shared.endpoint.close(hello::CLOSE_BYE, b"");
@@ -419,6 +419,18 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
     Ok(socket)
+}
+
+/// `address` as a socket bound to `local` has to write it: one of IPv6 reaches IPv4 by mapped
+/// addresses (RFC 4291, section 2.5.5.2), one of IPv4 reaches no IPv6.
+pub(crate) fn reachable_from(local: SocketAddr, address: SocketAddr) -> Option<SocketAddr> {
+    match (local, address) {
+        (SocketAddr::V6(_), SocketAddr::V4(v4)) => {
+            Some((v4.ip().to_ipv6_mapped(), v4.port()).into())
+        }
+        (SocketAddr::V4(_), SocketAddr::V6(_)) => None,
+        _ => Some(address),
+    }
 }
 
 async fn accept(shared: Arc<Shared>) {

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use understudy_protocol::id::NodeId;
 
 use super::hello::{CLOSE_DUPLICATE, CLOSE_SELF, Greeting};
-use super::{Shared, is_tls_refusal, lock, settle};
+use super::{Shared, is_tls_refusal, lock, reachable_from, settle};
 use crate::counters::Count;
 use crate::identity;
 use crate::tls::Role;
@@ -192,7 +192,7 @@ async fn resolve(shared: &Shared, address: &str, turn: usize) -> Result<SocketAd
         .await
         .map_err(|error| format!("{address}: {error}"))?;
     let reachable: Vec<SocketAddr> = found
-        .filter(|found| found.is_ipv4() == local.is_ipv4())
+        .filter_map(|found| reachable_from(local, found))
         .take(ADDRESSES_MAX)
         .collect();
     match reachable.len() {

@@ -146,9 +146,9 @@ impl Queue {
 
     fn take_now(&self) -> Vec<Bytes> {
         let mut taken = Vec::new();
-        let mut small = BytesMut::new();
         let mut bytes = 0;
         let mut waiting = self.lock();
+        let mut small = BytesMut::with_capacity(waiting.bytes.min(WRITE_BYTES_MAX));
         while let Some(frame) = waiting.frames.front() {
             if bytes > 0 && bytes + frame.len() > WRITE_BYTES_MAX {
                 break;
@@ -349,7 +349,7 @@ pub const LANE_FRAME_BYTES_MAX: usize = {
 /// the body of a request.
 pub const BULK_FRAME_BYTES_MAX: usize = DIRECTORY_COMMAND_FRAME_BYTES_MAX;
 
-/// What may wait on one lane, in bytes, [`FRAME_OVERHEAD_BYTES`] for each frame included: the longest
+/// What may wait on one lane, in bytes, a little for each frame's handle included: the longest
 /// frame and as much again. Nine lanes to one peer hold at most 72 MiB, when it takes nothing.
 pub const LANE_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 const _: () = assert!(2 * BULK_FRAME_BYTES_MAX <= LANE_QUEUE_BYTES_MAX);

@@ -343,6 +343,48 @@ async fn no_session_is_ever_resumed() {
     }
 }
 
+#[test]
+fn a_socket_of_ipv6_reaches_both_families() {
+    let check = |local: &str, address: &str, expected: Option<&str>| {
+        let expected = expected.map(|address| address.parse().unwrap());
+        let found = reachable_from(local.parse().unwrap(), address.parse().unwrap());
+        assert_eq!(found, expected, "{address} from {local}");
+    };
+    check("0.0.0.0:1", "10.0.0.1:7", Some("10.0.0.1:7"));
+    check("0.0.0.0:1", "[fe80::1]:7", None);
+    check("[::]:1", "[fe80::1]:7", Some("[fe80::1]:7"));
+    check("[::]:1", "10.0.0.1:7", Some("[::ffff:10.0.0.1]:7"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_that_know_one_seed_and_then_each_other_form_a_mesh() {
+    let ca = Ca::create("alpha").unwrap();
+    let a = Node::start(&ca, 1, 1, &[]).await;
+    let b = Node::start(&ca, 2, 1, &[a.seed()]).await;
+    let c = Node::start(&ca, 3, 1, &[a.seed(), "nowhere.invalid:1".to_owned()]).await;
+    let ids = |node: &Node| {
+        node.net
+            .peers()
+            .iter()
+            .map(|peer| peer.node.0)
+            .collect::<Vec<_>>()
+    };
+    until(|| ids(&a) == [2, 3] && ids(&b) == [1] && ids(&c) == [1]).await;
+    assert_eq!(c.net.missing_seeds(), ["nowhere.invalid:1"]);
+    // What a directory says, given to all.
+    let addresses: BTreeMap<NodeId, String> = [(1, &a), (2, &b), (3, &c)]
+        .map(|(id, node)| (NodeId(id), node.seed()))
+        .into();
+    for node in [&a, &b, &c] {
+        node.net.set_addresses(addresses.clone());
+    }
+    until(|| ids(&b) == [1, 3] && ids(&c) == [1, 2]).await;
+    let dropped = b.net.clone();
+    drop(b);
+    drop(dropped); // the last handle: its peers hear goodbye
+    until(|| ids(&a) == [3] && ids(&c) == [1]).await;
+}
+
 struct Node {
     net: Net,
     inbox: Arc<Recorder>,
