@@ -1,3 +1,5 @@
+//! The main endpoint over real sockets: order, limits, refusals, restarts.
+
 #![allow(clippy::unwrap_used)]
 
 use std::net::Ipv4Addr;

@@ -1,7 +1,7 @@
-#![allow(clippy::unwrap_used)]
-
 //! `ractor` keeps its registries in statics, so the second node is a second process: this test
 //! starts itself again, with two variables that tell it to be the other node.
+
+#![allow(clippy::unwrap_used)]
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
