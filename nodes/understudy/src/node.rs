@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use understudy_config::Config;
-use understudy_control::core::{self, CoreConfig, CoreInbox, CoreParts, CoreTask};
+use understudy_control::core::{self, CoreConfig, CoreParts, CoreTask};
 use understudy_control::handle::Handle;
 use understudy_control::heart::{HeartCalls, HeartConfig, HeartSocket, HeartThread};
 use understudy_control::raft::{Asked, RaftDriver, RaftNetwork, RequestFailed};
@@ -89,10 +89,14 @@ impl Node {
         info!(node = %config.node.name, id = %node, %incarnation, %store, "starts");
 
         let slot: Arc<OnceLock<Net>> = Arc::default();
+        let (inbox, inbox_ends) = core::inbox();
         let replica = {
             let slot = slot.clone();
+            let own = inbox.clone();
             let answer = move |to, answer| {
-                if let Some(net) = slot.get() {
+                if to == node {
+                    own.answer(answer);
+                } else if let Some(net) = slot.get() {
                     core::answer(net, to, &answer);
                 }
             };
@@ -113,7 +117,7 @@ impl Node {
         let raft = RaftDriver::start(store, open.raft, routes, raft_events);
         let own = replica.clone();
         let asks = move |from: NodeId, request| own.ask(from, request).is_ok();
-        let (inbox, inbox_ends) = CoreInbox::new(asks, raft.requests());
+        let inbox = inbox.inbox(asks, raft.requests());
         let seeds: Vec<String> = config
             .transport
             .seeds
