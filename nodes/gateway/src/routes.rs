@@ -313,8 +313,8 @@ async fn call(
     headers.insert(DURABLE, HeaderValue::from_static("true"));
     let node = answer
         .node
-        .map(|node| show::node_ref(&view.directory, node));
-    let name = node.and_then(|node| HeaderValue::from_str(&node.name).ok());
+        .map(|node| name_of(&view, node));
+    let name = node.and_then(|node| HeaderValue::from_str(&node).ok());
     if let Some(name) = name {
         headers.insert(NODE, name);
     }
@@ -459,11 +459,11 @@ fn gone() -> Problem {
 
 /// Whether the node's lease is valid at this moment of its own clock.
 fn lease_holds(view: &View) -> bool {
-    view.lease_until > understudy_protocol::time::Time::ZERO
+    view.lease_until > understudy_supervision::clock::now()
 }
 
 fn name_of(view: &View, node: NodeId) -> String {
-    show::node_ref(&view.directory, node).name
+    show::node_name(&view.directory, node)
 }
 
 fn with_status(status: StatusCode, body: impl serde::Serialize) -> Response {

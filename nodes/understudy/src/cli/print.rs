@@ -11,7 +11,7 @@ pub fn cluster(cluster: &api::Cluster) -> String {
     let names = |replicas: &[api::Replica]| {
         let names: Vec<&str> = replicas
             .iter()
-            .map(|replica| node_name(replica.node.as_ref()))
+            .map(|replica| or_dash(&replica.node))
             .collect();
         names.join(", ")
     };
@@ -19,7 +19,7 @@ pub fn cluster(cluster: &api::Cluster) -> String {
         let peers: Vec<&str> = cluster.peers.iter().map(|peer| &*peer.name).collect();
         let mut text = format!(
             "The cluster is not formed. {} is connected to {}.\n",
-            cluster.node.name,
+            cluster.node,
             or_nobody(&peers.join(", "))
         );
         if !cluster.missing_seeds.is_empty() {
@@ -30,7 +30,7 @@ pub fn cluster(cluster: &api::Cluster) -> String {
         return text;
     }
     let mut table = Table::bare();
-    table.row(["leader", node_name(cluster.leader.as_ref())]);
+    table.row(["leader", or_dash(&cluster.leader)]);
     table.row([
         "nodes".to_owned(),
         format!("{} of {} live", cluster.nodes_live, cluster.nodes),
@@ -63,13 +63,13 @@ pub fn cluster(cluster: &api::Cluster) -> String {
         "applied".to_owned(),
         format!(
             "entry {} of term {}, at {}",
-            cluster.applied.index, cluster.applied.term, cluster.node.name
+            cluster.applied.index, cluster.applied.term, cluster.node
         ),
     ]);
     let mut text = table.fit(usize::MAX);
     if !cluster.missing_seeds.is_empty() {
         let seeds = cluster.missing_seeds.join(", ");
-        text.push_str(&format!("{} cannot reach {seeds}\n", cluster.node.name));
+        text.push_str(&format!("{} cannot reach {seeds}\n", cluster.node));
     }
     text
 }
@@ -121,7 +121,7 @@ pub fn units(units: &[api::Unit], columns: usize) -> String {
             unit.id.clone(),
             unit.scope.clone(),
             state(unit),
-            node_name(unit.owner.as_ref()).to_owned(),
+            or_dash(&unit.owner).to_owned(),
             unit.epoch.to_string(),
             copies(unit),
             on(unit),
@@ -139,7 +139,7 @@ pub fn unit(unit: &api::Unit) -> String {
         state(unit),
         unit.owner
             .as_ref()
-            .map_or_else(String::new, |owner| format!(" on {}", owner.name))
+            .map_or_else(String::new, |owner| format!(" on {owner}"))
     )
 }
 
@@ -189,7 +189,7 @@ pub fn event(event: &api::Event, columns: usize) -> String {
     let node = event
         .node
         .as_ref()
-        .map_or_else(String::new, |node| format!(" {}", node.name));
+        .map_or_else(String::new, |node| format!(" {node}"));
     let line = format!("{time}{node}{unit} {}: {}", event.kind, event.text);
     format!("{}\n", cut(&clean(&line), columns))
 }
@@ -210,9 +210,8 @@ fn branch(table: &mut Table, supervisor: &api::Supervisor, before: &str, all: bo
                 branch(table, of, &format!("{before}{below}"), all);
             }
             [api::Child::Unit(first), .., api::Child::Unit(end)] => {
-                let (from, to) = (bounds(first), bounds(end));
-                let range = match (from, to) {
-                    (Some((from, _)), Some((_, to))) => format!("slots {from}..{to}"),
+                let range = match (first.slots, end.slots) {
+                    (Some(from), Some(to)) => format!("slots {}..{}", from.start, to.end),
                     _ => String::new(),
                 };
                 let mut row = unit_row(format!("{before}{joint}"), first);
@@ -233,23 +232,18 @@ fn grouped(children: &[api::Child], all: bool) -> Vec<&[api::Child]> {
     children
         .chunk_by(|a, b| match (a, b) {
             (api::Child::Unit(a), api::Child::Unit(b)) if !all => {
-                let neighbours = match (bounds(a), bounds(b)) {
-                    (Some((_, end)), Some((start, _))) => end == start,
+                let neighbours = match (a.slots, b.slots) {
+                    (Some(a), Some(b)) => a.end == b.start,
                     _ => false,
                 };
-                let owner = |unit: &api::Unit| unit.owner.as_ref().map(|owner| owner.id.clone());
-                neighbours && a.state == b.state && owner(a) == owner(b) && copies(a) == copies(b)
+                neighbours
+                    && a.state == b.state
+                    && a.owner == b.owner
+                    && copies(a) == copies(b)
             }
             _ => false,
         })
         .collect()
-}
-
-/// The slots of a shard.
-fn bounds(unit: &api::Unit) -> Option<(u16, u16)> {
-    let range = unit.scope.strip_prefix("slots ")?;
-    let (start, end) = range.split_once("..")?;
-    Some((start.parse().ok()?, end.parse().ok()?))
 }
 
 fn unit_row(before: String, unit: &api::Unit) -> [String; 5] {
@@ -260,7 +254,7 @@ fn unit_row(before: String, unit: &api::Unit) -> [String; 5] {
     [
         format!("{before}{}", unit.scope),
         doing,
-        node_name(unit.owner.as_ref()).to_owned(),
+        or_dash(&unit.owner).to_owned(),
         unit.id.clone(),
         copies(unit),
     ]
@@ -287,7 +281,7 @@ fn supervisor_row(before: String, of: &api::Supervisor) -> [String; 5] {
 
 fn state(unit: &api::Unit) -> String {
     match &unit.move_to {
-        Some(to) => format!("{} to {}", unit.state, to.name),
+        Some(to) => format!("{} to {to}", unit.state),
         None => unit.state.clone(),
     }
 }
@@ -300,13 +294,13 @@ fn on(unit: &api::Unit) -> String {
     let names: Vec<&str> = unit
         .replicas
         .iter()
-        .map(|replica| node_name(replica.node.as_ref()))
+        .map(|replica| or_dash(&replica.node))
         .collect();
     names.join(",")
 }
 
-fn node_name(node: Option<&api::NodeRef>) -> &str {
-    node.map_or("-", |node| &*node.name)
+fn or_dash(node: &Option<String>) -> &str {
+    node.as_deref().unwrap_or("-")
 }
 
 fn or_nobody(names: &str) -> &str {
