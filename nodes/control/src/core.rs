@@ -58,8 +58,7 @@ struct Core {
     controller: Controller,
     agent: Agent,
     caller: Caller,
-    raft: Arc<RaftDriver>,
-    asks: mpsc::Sender<Ask>,
+    raft: RaftDriver,
     heart: HeartHandle,
     driver: Driver,
     outlet: Outlet,
@@ -226,21 +225,36 @@ impl Core {
 
     fn on_raft(&mut self, event: RaftEvent) {
         match event {
-            RaftEvent::Read { directory, open } => {
-                let settled = directory.as_ref().map(|directory| directory.facts());
+            RaftEvent::Opened { snapshot, open } => {
+                let settled = snapshot.as_ref().map(|directory| directory.facts());
                 self.tell_voter(voter::Event::Read {
                     settled: settled.unwrap_or_default(),
                     open,
                 });
-                if let Some(directory) = directory {
+                if let Some(directory) = snapshot {
                     self.install(*directory);
                 }
             }
             RaftEvent::Held(id, fact) => self.tell_voter(voter::Event::Held(id, fact)),
             RaftEvent::Truncated(from) => self.tell_voter(voter::Event::Truncated(from)),
-            RaftEvent::Apply(id, entry) => self.apply(id, entry),
-            RaftEvent::Snapshot(answer) => {
+            RaftEvent::Apply { entries, done } => {
+                for (id, entry) in entries {
+                    self.apply(id, entry);
+                }
                 // Raft may be gone when the node stops.
+                let _ = done.send(());
+            }
+            RaftEvent::Install {
+                directory,
+                open,
+                done,
+            } => {
+                let settled = directory.facts();
+                self.tell_voter(voter::Event::Read { settled, open });
+                self.install(*directory);
+                let _ = done.send(());
+            }
+            RaftEvent::Snapshot { answer } => {
                 let _ = answer.send(Arc::new(self.controller.directory().clone()));
             }
             RaftEvent::Failed(why) => (self.config.fatal)(format!("Raft has stopped: {why}")),
@@ -401,17 +415,15 @@ impl Core {
     fn on_ask(&mut self, ask: Ask) {
         match ask {
             Ask::Propose(command) => self.propose(command),
-            Ask::Form { single, answer } => match self.formation(single) {
-                Ok(formation) => {
-                    let (raft, asks) = (self.raft.clone(), self.asks.clone());
-                    self.outlet.form(raft, asks, formation, answer);
-                }
+            Ask::Form { single, answer } => {
+                let formation = self.formation(single);
+                let formed = formation.map(|formation| {
+                    self.raft.form(formation.voters.clone());
+                    self.forming = Some(formation);
+                    self.say_again_at = clock::now();
+                });
                 // Whoever asked may have gone.
-                Err(error) => drop(answer.send(Err(error))),
-            },
-            Ask::Formed(formation) => {
-                self.forming = Some(formation);
-                self.say_again_at = clock::now();
+                let _ = answer.send(formed);
             }
             Ask::Call {
                 child,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use understudy_protocol::cluster::directory::{Command, Directory, Formation};
+use understudy_protocol::cluster::directory::{Command, Directory};
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, Seq, StoreId, UnitId};
 use understudy_protocol::time::Time;
 
@@ -71,8 +71,8 @@ pub struct Answered {
     pub body: Bytes,
     /// The last record that it reflects.
     pub reflects: Seq,
-    /// Who served it; none when the node has left the directory since.
-    pub node: Option<NodeId>,
+    /// Who served it.
+    pub node: NodeId,
 }
 
 /// Why a call was not answered.
@@ -96,9 +96,18 @@ pub enum CallError {
     /// Not done: the step and its answer do not fit a record.
     #[error("the step and its answer do not fit a record")]
     TooLarge,
-    /// The caller's time is over. Nobody can say whether it was done: ask again with the same key.
-    #[error("no answer within {0:?}; ask again with the same key")]
-    DeadlineExceeded(Duration),
+    /// The caller's time is over.
+    #[error("no answer within {patience:?}; {}", if *maybe_done {
+        "nobody can say whether it was done: ask again with the same key"
+    } else {
+        "it was not done"
+    })]
+    DeadlineExceeded {
+        /// How long the caller waited.
+        patience: Duration,
+        /// Whether it may have been done, or may still be. Otherwise it was not, and will not be.
+        maybe_done: bool,
+    },
     /// Not done: the cluster has not been formed.
     #[error("the cluster is not formed")]
     NotFormed,
@@ -163,8 +172,6 @@ pub enum Ask {
         single: bool,
         answer: oneshot::Sender<Result<(), FormError>>,
     },
-    /// Raft has begun; the first entry is to be proposed until it is applied.
-    Formed(Formation),
 }
 
 impl Handle {

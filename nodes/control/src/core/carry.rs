@@ -104,35 +104,46 @@ impl Core {
     pub(super) fn carry_caller(&mut self, action: caller::Action) {
         match action {
             caller::Action::Route { number, child } => {
-                let route = self.route(&child);
-                self.tell_caller(caller::Event::Routed { number, route });
+                let unit = self.controller.directory().unit_of(&child);
+                let route = unit.and_then(|unit| self.route_of(unit));
+                self.tell_caller(caller::Event::Routed {
+                    number,
+                    unit,
+                    route,
+                });
             }
             caller::Action::Send { to, unit, envelope } if to == self.config.node => {
                 let route = self.route_of(unit);
                 self.tell_agent(agent::Event::Call { envelope, route });
             }
             caller::Action::Send { to, unit, envelope } => {
-                self.outlet.send_call(to, unit, envelope)
+                if let Some(outcome) = self.outlet.send_call(to, unit, &envelope) {
+                    let call = envelope.call;
+                    self.tell_caller(caller::Event::Reply(Reply { call, outcome }));
+                }
             }
-            caller::Action::Answer { number, outcome } => self.answer(number, outcome),
-            caller::Action::Confirm { upto } => {
-                let gateway = self.config.incarnation;
+            caller::Action::Answer { number, answer } => self.answer(number, answer),
+            caller::Action::Confirm(confirmed) => {
+                let Confirmed { gateway, upto } = confirmed;
                 self.tell_agent(agent::Event::Confirmed(gateway, upto));
-                let confirmed = Confirmed { gateway, upto };
                 self.outlet.confirm(self.peers.keys().copied(), confirmed);
             }
         }
     }
 
-    fn answer(&mut self, number: u64, outcome: caller::Answer) {
+    fn answer(&mut self, number: u64, answer: caller::Answer) {
         let Some(waiting) = self.waiting.remove(&number) else {
             return;
         };
-        let answer = match outcome {
-            caller::Answer::Answered { body, reflects } => Ok(Answered {
+        let answer = match answer {
+            caller::Answer::Answered {
                 body,
                 reflects,
-                node: self.route(&waiting.child).map(|route| route.node),
+                node,
+            } => Ok(Answered {
+                body,
+                reflects,
+                node,
             }),
             caller::Answer::Conflict => Err(CallError::Conflict),
             caller::Answer::TooLarge => Err(CallError::TooLarge),
@@ -140,7 +151,10 @@ impl Core {
             caller::Answer::Overloaded { retry_after_ms } => Err(CallError::Overloaded {
                 retry_after: Duration::from_millis(retry_after_ms.into()),
             }),
-            caller::Answer::DeadlineExceeded => Err(CallError::DeadlineExceeded(waiting.patience)),
+            caller::Answer::DeadlineExceeded { maybe_done } => Err(CallError::DeadlineExceeded {
+                patience: waiting.patience,
+                maybe_done,
+            }),
         };
         // Whoever asked may have gone.
         let _ = waiting.answer.send(answer);

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::future::{Future, ready};
 use std::pin::Pin;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -20,13 +19,13 @@ use understudy_protocol::wire::replica::ReplicaRequest;
 use understudy_transport::net::{Full, Hello, Inbox, PeerChange, RequestRefused};
 
 use super::Input;
-use crate::raft::{self, RaftDriver};
+use crate::raft::{self, RaftRequests};
 
 /// The receiving side of one node.
 pub struct CoreInbox {
     pub(super) lanes: mpsc::Sender<Input>,
     pub(super) store: Box<dyn Fn(NodeId, ReplicaRequest) -> bool + Send + Sync>,
-    pub(super) raft: Arc<RaftDriver>,
+    pub(super) raft: RaftRequests,
     /// Who is connected now: nothing is lost when the core is late.
     pub(super) peers: watch::Sender<BTreeMap<NodeId, Hello>>,
 }

@@ -9,26 +9,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use understudy_protocol::cluster::directory::{Command, Directory, Entry, Formation};
+use understudy_protocol::cluster::directory::{Command, Directory, Entry};
 use understudy_protocol::cluster::lease::voter;
 use understudy_protocol::id::{IncarnationId, NodeId, StoreId, UnitId};
 use understudy_protocol::time::ClusterTime;
 use understudy_protocol::wire::codec::{Message, encode_frame};
-use understudy_protocol::wire::envelope::{Confirmed, Envelope, Reply};
+use understudy_protocol::wire::envelope::{Confirmed, Envelope, Outcome, Reply};
 use understudy_protocol::wire::heart::{HeartMessage, Report, Ttl};
 use understudy_protocol::wire::replica::{ReplicaAnswer, ReplicaRequest};
 use understudy_store::{LimitFile, ReplicaThread};
-use understudy_transport::net::{Hello, Lane, Net};
+use understudy_transport::net::{Hello, Lane, Net, SendError};
 
 use super::inbox::{PROPOSAL, REPORT};
 use super::start::Warden;
-use crate::handle::{Ask, FormError};
 use crate::heart::{HeartHandle, HeartInput};
-use crate::raft::{self, RaftDriver};
 
 /// Everything that leaves the core.
 pub(super) struct Outlet {
@@ -92,8 +89,20 @@ impl Outlet {
         }
     }
 
-    pub(super) fn send_call(&mut self, to: NodeId, unit: UnitId, envelope: Envelope) {
-        send(&self.net, to, lane_of(unit), &envelope);
+    /// An attempt of a call; what there is to say at once when it cannot be sent.
+    pub(super) fn send_call(
+        &self,
+        to: NodeId,
+        unit: UnitId,
+        envelope: &Envelope,
+    ) -> Option<Outcome> {
+        match send(&self.net, to, lane_of(unit), envelope)? {
+            SendError::NoPeer => Some(Outcome::NotOwner { hint: None }),
+            SendError::Full { retry_after } => Some(Outcome::Overloaded {
+                retry_after_ms: u32::try_from(retry_after.as_millis()).unwrap_or(u32::MAX),
+            }),
+            SendError::TooLong { .. } => Some(Outcome::TooLarge),
+        }
     }
 
     pub(super) fn reply(&mut self, gateway: Option<NodeId>, reply: Reply) {
@@ -137,28 +146,6 @@ impl Outlet {
             if let Err(error) = net.request(to, kind, frame, REQUEST_PATIENCE).await {
                 debug!(%to, kind, %error, "a request was not answered");
             }
-        });
-    }
-
-    /// Begins Raft with the formation's voters. A member that has begun already goes on: the first
-    /// entry may not have been applied the last time.
-    pub(super) fn form(
-        &mut self,
-        raft: Arc<RaftDriver>,
-        asks: mpsc::Sender<Ask>,
-        formation: Formation,
-        answer: oneshot::Sender<Result<(), FormError>>,
-    ) {
-        self.tasks.spawn(async move {
-            let formed = match raft.form(formation.voters.clone()).await {
-                Ok(()) | Err(raft::FormError::AlreadyFormed) => {
-                    let told = asks.send(Ask::Formed(formation)).await;
-                    told.map_err(|_| FormError::Stopping)
-                }
-                Err(error) => Err(FormError::Raft(error.to_string())),
-            };
-            // Whoever asked may have gone.
-            let _ = answer.send(formed);
         });
     }
 
@@ -234,12 +221,12 @@ pub fn answer(net: &Net, to: NodeId, answer: &ReplicaAnswer) {
     send(net, to, lane_of(answer.unit), answer);
 }
 
-fn send<T: Message>(net: &Net, to: NodeId, lane: Lane, message: &T) {
-    let Some(frame) = framed(message) else { return };
-    if let Err(error) = net.send(to, lane, frame) {
-        metrics::counter!("understudy_frames_dropped_total").increment(1);
-        debug!(%to, %error, "a frame was not sent");
-    }
+fn send<T: Message>(net: &Net, to: NodeId, lane: Lane, message: &T) -> Option<SendError> {
+    let frame = framed(message)?;
+    let error = net.send(to, lane, frame).err()?;
+    metrics::counter!("understudy_frames_dropped_total").increment(1);
+    debug!(%to, %error, "a frame was not sent");
+    Some(error)
 }
 
 fn framed<T: Message>(message: &T) -> Option<Bytes> {

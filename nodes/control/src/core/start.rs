@@ -74,7 +74,7 @@ pub struct CoreParts {
     /// The file of the heart's limit.
     pub limit: Arc<Mutex<LimitFile>>,
     /// Raft.
-    pub raft: Arc<RaftDriver>,
+    pub raft: RaftDriver,
     /// What Raft says.
     pub raft_events: mpsc::Receiver<RaftEvent>,
     /// The heart.
@@ -108,7 +108,7 @@ impl CoreInbox {
         + Send
         + Sync
         + 'static,
-        raft: Arc<RaftDriver>,
+        raft: crate::raft::RaftRequests,
     ) -> (CoreInbox, InboxEnds) {
         let (lanes, lanes_end) = mpsc::channel(LANES_MAX);
         let (peers, peers_end) = watch::channel(BTreeMap::new());
@@ -155,7 +155,6 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         unavailable: BTreeSet::new(),
     }));
     let core = Core {
-        asks: asks.clone(),
         controller: Controller::new(now, Directory::default(), parts.seed),
         agent: Agent::new(settings),
         caller: Caller::new(config.incarnation),
