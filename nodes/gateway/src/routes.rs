@@ -300,7 +300,10 @@ async fn call(
     let called = gateway.handle.call(child, key, body, left);
     // The node keeps the time; this is for one that does not answer at all.
     let answered = tokio::time::timeout(left + CALL_GRACE, called).await;
-    let late = || understudy_control::handle::CallError::DeadlineExceeded(patience);
+    let late = || understudy_control::handle::CallError::DeadlineExceeded {
+        patience,
+        maybe_done: true,
+    };
     let answer = answered.map_err(|_| late())??;
     let view = gateway.handle.view();
     let mut response = answer.body.into_response();
@@ -311,11 +314,7 @@ async fn call(
     );
     headers.insert(REFLECTS, HeaderValue::from(answer.reflects.0));
     headers.insert(DURABLE, HeaderValue::from_static("true"));
-    let node = answer
-        .node
-        .map(|node| name_of(&view, node));
-    let name = node.and_then(|node| HeaderValue::from_str(&node).ok());
-    if let Some(name) = name {
+    if let Ok(name) = HeaderValue::from_str(&name_of(&view, answer.node)) {
         headers.insert(NODE, name);
     }
     Ok(response)

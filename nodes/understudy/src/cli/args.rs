@@ -213,6 +213,9 @@ pub enum Node {
         /// Its configuration
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Kinds that only tests want, some of which kill their node
+        #[arg(long, hide = true)]
+        testing_kinds: bool,
     },
     /// Every node, whether it is up, and how much it runs
     #[command(after_help = "Example:

@@ -236,10 +236,7 @@ fn grouped(children: &[api::Child], all: bool) -> Vec<&[api::Child]> {
                     (Some(a), Some(b)) => a.end == b.start,
                     _ => false,
                 };
-                neighbours
-                    && a.state == b.state
-                    && a.owner == b.owner
-                    && copies(a) == copies(b)
+                neighbours && a.state == b.state && a.owner == b.owner && copies(a) == copies(b)
             }
             _ => false,
         })
