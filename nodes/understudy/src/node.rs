@@ -110,10 +110,10 @@ impl Node {
             me: store,
             net: slot.clone(),
         });
-        let raft = Arc::new(RaftDriver::start(store, open.raft, routes, raft_events));
+        let raft = RaftDriver::start(store, open.raft, routes, raft_events);
         let own = replica.clone();
         let asks = move |from: NodeId, request| own.ask(from, request).is_ok();
-        let (inbox, inbox_ends) = CoreInbox::new(asks, raft.clone());
+        let (inbox, inbox_ends) = CoreInbox::new(asks, raft.requests());
         let seeds: Vec<String> = config
             .transport
             .seeds
@@ -159,7 +159,9 @@ impl Node {
         };
         let feeder = warden.clone();
         let calls = HeartCalls {
-            feed: Box::new(move |until| drop(feeder.feed(until))),
+            feed: Box::new(move |until| {
+                let _ = feeder.feed(until);
+            }),
             lapsed: Box::new(|| fatal("the lease has lapsed (L6)")),
             abort: Arc::new(|why| fatal(why)),
         };
@@ -203,9 +205,15 @@ impl Node {
                 heart: heart_handle,
                 heart_outputs,
                 warden: core::Warden {
-                    at_work: Box::new(move |unit| drop(working.at_work(unit))),
-                    at_rest: Box::new(move |unit| drop(resting.at_rest(unit))),
-                    voters: Arc::new(move |addresses| drop(voters.voters(&addresses))),
+                    at_work: Box::new(move |unit| {
+                        let _ = working.at_work(unit);
+                    }),
+                    at_rest: Box::new(move |unit| {
+                        let _ = resting.at_rest(unit);
+                    }),
+                    voters: Arc::new(move |addresses| {
+                        let _ = voters.voters(&addresses);
+                    }),
                 },
                 inbox: inbox_ends,
                 seed: random()?,

@@ -79,7 +79,7 @@ async fn run(config: Config, kinds: Kinds, token: Token) -> Result<(), Failure> 
 fn kinds(testing_kinds: bool) -> Kinds {
     let kinds = Kinds::new().with("counter", Counter);
     if testing_kinds {
-        testing::add_to(kinds)
+        testing::register(kinds)
     } else {
         kinds
     }
