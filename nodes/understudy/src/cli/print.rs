@@ -170,7 +170,7 @@ pub fn explained(explained: &api::Explained) -> String {
     text
 }
 
-/// `tree`: a line a unit or supervisor; runs of like shards are one line unless `all`.
+/// `tree`: a line a unit or supervisor; shards that do the same are one line unless `all`.
 pub fn tree(root: &api::Supervisor, all: bool, columns: usize) -> String {
     let mut table = Table::bare();
     table.row(supervisor_row(String::new(), root));
@@ -196,30 +196,23 @@ pub fn event(event: &api::Event, columns: usize) -> String {
 
 fn branch(table: &mut Table, supervisor: &api::Supervisor, before: &str, all: bool) {
     let groups = grouped(&supervisor.children, all);
-    let last = groups.len() - usize::from(supervisor.more == 0 && !groups.is_empty());
     for (nth, group) in groups.iter().enumerate() {
-        let (joint, below) = if nth == last {
+        let is_last = nth + 1 == groups.len() && supervisor.more == 0;
+        let (joint, below) = if is_last {
             ("└─ ", "   ")
         } else {
             ("├─ ", "│  ")
         };
+        let joint = format!("{before}{joint}");
         match group {
-            [api::Child::Unit(unit)] => table.row(unit_row(format!("{before}{joint}"), unit)),
-            [api::Child::Supervisor(of)] => {
-                table.row(supervisor_row(format!("{before}{joint}"), of));
+            Group::Supervisor(of) => {
+                table.row(supervisor_row(joint, of));
                 branch(table, of, &format!("{before}{below}"), all);
             }
-            [api::Child::Unit(first), .., api::Child::Unit(end)] => {
-                let range = match (first.slots, end.slots) {
-                    (Some(from), Some(to)) => format!("slots {}..{}", from.start, to.end),
-                    _ => String::new(),
-                };
-                let mut row = unit_row(format!("{before}{joint}"), first);
-                row[0] = format!("{before}{joint}{range} ({} shards)", group.len());
-                row[3] = String::new();
-                table.row(row);
-            }
-            _ => {}
+            Group::Units(units) => table.row(match units.as_slice() {
+                [one] => unit_row(joint, one),
+                many => shards_row(joint, many),
+            }),
         }
     }
     if supervisor.more > 0 {
@@ -227,20 +220,63 @@ fn branch(table: &mut Table, supervisor: &api::Supervisor, before: &str, all: bo
     }
 }
 
-/// Children as they are shown: neighbouring shards that do the same in the same place together.
-fn grouped(children: &[api::Child], all: bool) -> Vec<&[api::Child]> {
-    children
-        .chunk_by(|a, b| match (a, b) {
-            (api::Child::Unit(a), api::Child::Unit(b)) if !all => {
-                let neighbours = match (a.slots, b.slots) {
-                    (Some(a), Some(b)) => a.end == b.start,
-                    _ => false,
-                };
-                neighbours && a.state == b.state && a.owner == b.owner && copies(a) == copies(b)
+/// What is on one line.
+enum Group<'a> {
+    Supervisor(&'a api::Supervisor),
+    /// Shards that do the same in the same place, or one unit.
+    Units(Vec<&'a api::Unit>),
+}
+
+/// Children as they are shown, in the order in which the first of each group starts.
+fn grouped(children: &[api::Child], all: bool) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for child in children {
+        let unit = match child {
+            api::Child::Supervisor(of) => {
+                groups.push(Group::Supervisor(of));
+                continue;
             }
-            _ => false,
-        })
-        .collect()
+            api::Child::Unit(unit) => unit,
+        };
+        let like = |group: &&mut Group<'_>| match group {
+            Group::Units(units) => units.first().is_some_and(|first| alike(first, unit)),
+            Group::Supervisor(_) => false,
+        };
+        match groups.iter_mut().filter(|_| !all).find(like) {
+            Some(Group::Units(units)) => units.push(unit),
+            _ => groups.push(Group::Units(vec![unit])),
+        }
+    }
+    groups
+}
+
+fn alike(a: &api::Unit, b: &api::Unit) -> bool {
+    let of = |unit: &api::Unit| (unit.slots.is_some(), unit.strikes, copies(unit));
+    a.slots.is_some() && of(a) == of(b) && state(a) == state(b) && a.owner == b.owner
+}
+
+fn shards_row(before: String, shards: &[&api::Unit]) -> [String; 5] {
+    let slots: Vec<api::Slots> = shards.iter().filter_map(|unit| unit.slots).collect();
+    let in_a_row = slots.windows(2).all(|two| two[0].end == two[1].start);
+    let which = match (slots.first(), slots.last()) {
+        (Some(first), Some(last)) if in_a_row => {
+            format!(
+                "slots {}..{} ({} shards)",
+                first.start,
+                last.end,
+                slots.len()
+            )
+        }
+        _ => format!("{} shards", slots.len()),
+    };
+    let [_, doing, owner, _, copies] = unit_row(String::new(), shards[0]);
+    [
+        format!("{before}{which}"),
+        doing,
+        owner,
+        String::new(),
+        copies,
+    ]
 }
 
 fn unit_row(before: String, unit: &api::Unit) -> [String; 5] {
