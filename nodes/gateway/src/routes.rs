@@ -314,8 +314,7 @@ async fn call(
     );
     headers.insert(REFLECTS, HeaderValue::from(answer.reflects.0));
     headers.insert(DURABLE, HeaderValue::from_static("true"));
-    let node = show::node_ref(&view.directory, answer.node);
-    if let Ok(name) = HeaderValue::from_str(&node.name) {
+    if let Ok(name) = HeaderValue::from_str(&name_of(&view, answer.node)) {
         headers.insert(NODE, name);
     }
     Ok(response)
@@ -459,11 +458,11 @@ fn gone() -> Problem {
 
 /// Whether the node's lease is valid at this moment of its own clock.
 fn lease_holds(view: &View) -> bool {
-    view.lease_until > understudy_protocol::time::Time::ZERO
+    view.lease_until > understudy_supervision::clock::now()
 }
 
 fn name_of(view: &View, node: NodeId) -> String {
-    show::node_ref(&view.directory, node).name
+    show::node_name(&view.directory, node)
 }
 
 fn with_status(status: StatusCode, body: impl serde::Serialize) -> Response {
