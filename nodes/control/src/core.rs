@@ -50,7 +50,7 @@ use outlet::Outlet;
 
 pub use inbox::CoreInbox;
 pub use outlet::answer;
-pub use start::{CoreConfig, CoreParts, CoreTask, Warden, start};
+pub use start::{CoreConfig, CoreParts, CoreTask, InboxEnds, InboxStart, Warden, inbox, start};
 
 /// Everything that one node decides with, and the ends of everything that carries it out.
 struct Core {

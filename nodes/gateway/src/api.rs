@@ -1,7 +1,8 @@
 //! The JSON of the API, for who writes it and who reads it.
 //!
 //! Owns: the shapes. Never fills one: `show` does. Spans are written as `"3s"`, times as RFC 3339,
-//! sizes in bytes; an id is written as everywhere else (`unit-1f`), so that it can be searched for.
+//! sizes in bytes; a node is called by its name,
+//! or by its id while it has none; an id is written as everywhere else (`unit-1f`), so that it can be searched for.
 
 use std::collections::BTreeMap;
 
@@ -16,15 +17,6 @@ pub struct List<T> {
     pub next: Option<String>,
 }
 
-/// A node by both of its names.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct NodeRef {
-    /// Its id.
-    pub id: String,
-    /// What people call it; its id when it is not in the directory.
-    pub name: String,
-}
-
 /// The cluster, as one node sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the fields are named for what they hold
@@ -32,13 +24,13 @@ pub struct Cluster {
     /// Whether it has been formed.
     pub formed: bool,
     /// Who answers.
-    pub node: NodeRef,
+    pub node: String,
     /// This start of it.
     pub incarnation: String,
     /// Its store.
     pub store: String,
     /// Who leads the directory, as far as the node knows.
-    pub leader: Option<NodeRef>,
+    pub leader: Option<String>,
     /// How long its lease lasted from the moment it was last renewed.
     pub ttl: String,
     pub replicas: u8,
@@ -85,7 +77,9 @@ pub struct Node {
     pub name: String,
     /// Where its peers reach it.
     pub address: String,
-    /// `live`; `expelled`, while its promises may not be over; or `down`.
+    /// Whether its newest start is a member.
+    pub live: bool,
+    /// The same in a word: `live`; `expelled`, while its promises may not be over; or `down`.
     pub state: String,
     /// Its newest start, while that is live.
     pub incarnation: Option<String>,
@@ -118,11 +112,13 @@ pub struct Unit {
     pub scope: String,
     /// The child of a dedicated unit.
     pub child: Option<String>,
+    /// The slots of a shard.
+    pub slots: Option<Slots>,
     /// One word for what it does: `serving`, `starting`, `moving`, `stopping`, `unowned`, `waiting`,
     /// `down`, `quarantined` or `unavailable`.
     pub state: String,
     /// Who holds its last grant.
-    pub owner: Option<NodeRef>,
+    pub owner: Option<String>,
     /// The takeover is complete.
     pub serving: bool,
     pub epoch: u64,
@@ -137,12 +133,20 @@ pub struct Unit {
     /// No complete replica answers its owner; known on its owner alone.
     pub unavailable: bool,
     /// Where it is to move.
-    pub move_to: Option<NodeRef>,
+    pub move_to: Option<String>,
     pub supervisor: String,
     /// When it is restarted: `permanent`, `transient` or `temporary`.
     pub restart: Option<String>,
     /// Strikes that stand against it; three quarantine it.
     pub strikes: u8,
+}
+
+/// A run of slots, from `start` up to and not including `end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Slots {
+    pub start: u16,
+    pub end: u16,
 }
 
 /// A store with a part in something.
@@ -151,7 +155,7 @@ pub struct Unit {
 pub struct Replica {
     pub store: String,
     /// None when the store is not in use any more.
-    pub node: Option<NodeRef>,
+    pub node: Option<String>,
     /// Whether its node is live.
     pub live: bool,
 }
@@ -207,7 +211,7 @@ pub struct Explained {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The node.
-    pub node: NodeRef,
+    pub node: String,
     /// Whether the unit is or goes there.
     pub chosen: bool,
     /// Why, or why not.
@@ -248,7 +252,7 @@ pub struct Event {
     /// An opaque cursor.
     pub id: String,
     pub time: String,
-    pub node: Option<NodeRef>,
+    pub node: Option<String>,
     pub unit: Option<String>,
     pub epoch: Option<u64>,
     #[serde(rename = "type")]

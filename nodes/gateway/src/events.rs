@@ -20,7 +20,7 @@ use understudy_protocol::id::IncarnationId;
 
 use crate::api;
 use crate::problem::{Kind, Problem};
-use crate::show::node_ref;
+use crate::show::node_name;
 
 /// Where to go on, as a number of this start; none begins with what happens next.
 pub fn after(cursor: Option<&str>, incarnation: IncarnationId) -> Result<Option<u64>, Problem> {
@@ -52,7 +52,7 @@ pub fn shown(view: &View, event: &ClusterEvent) -> api::Event {
     api::Event {
         id: cursor(view.incarnation, event.id),
         time: rfc3339(event.at),
-        node: event.node.map(|node| node_ref(&view.directory, node)),
+        node: event.node.map(|node| node_name(&view.directory, node)),
         unit: event.unit.map(|unit| unit.to_string()),
         epoch: event.epoch.map(|epoch| epoch.0),
         kind: event.kind.to_owned(),

@@ -203,7 +203,7 @@ impl From<CallError> for Problem {
                 .hint(format!("create it first: `understudy unit create {child}`")),
             CallError::TooLarge => Problem::new(Kind::TooLarge, detail)
                 .hint("send less, or have the child answer less"),
-            CallError::DeadlineExceeded(_) => Problem::new(Kind::DeadlineExceeded, detail).hint(
+            CallError::DeadlineExceeded { .. } => Problem::new(Kind::DeadlineExceeded, detail).hint(
                 "send it again with the same `Idempotency-Key`: it is done once, however often it is sent",
             ),
             CallError::NotFormed => not_formed(),
@@ -316,7 +316,10 @@ mod tests {
             (CallError::NotFound(child), "not_found", 404, None),
             (CallError::TooLarge, "too_large", 413, None),
             (
-                CallError::DeadlineExceeded(Duration::from_secs(5)),
+                CallError::DeadlineExceeded {
+                    patience: Duration::from_secs(5),
+                    maybe_done: true,
+                },
                 "deadline_exceeded",
                 504,
                 None,

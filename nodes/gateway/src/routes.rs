@@ -300,7 +300,10 @@ async fn call(
     let called = gateway.handle.call(child, key, body, left);
     // The node keeps the time; this is for one that does not answer at all.
     let answered = tokio::time::timeout(left + CALL_GRACE, called).await;
-    let late = || understudy_control::handle::CallError::DeadlineExceeded(patience);
+    let late = || understudy_control::handle::CallError::DeadlineExceeded {
+        patience,
+        maybe_done: true,
+    };
     let answer = answered.map_err(|_| late())??;
     let view = gateway.handle.view();
     let mut response = answer.body.into_response();
@@ -311,11 +314,7 @@ async fn call(
     );
     headers.insert(REFLECTS, HeaderValue::from(answer.reflects.0));
     headers.insert(DURABLE, HeaderValue::from_static("true"));
-    let node = answer
-        .node
-        .map(|node| show::node_ref(&view.directory, node));
-    let name = node.and_then(|node| HeaderValue::from_str(&node.name).ok());
-    if let Some(name) = name {
+    if let Ok(name) = HeaderValue::from_str(&name_of(&view, answer.node)) {
         headers.insert(NODE, name);
     }
     Ok(response)
@@ -459,11 +458,11 @@ fn gone() -> Problem {
 
 /// Whether the node's lease is valid at this moment of its own clock.
 fn lease_holds(view: &View) -> bool {
-    view.lease_until > understudy_protocol::time::Time::ZERO
+    view.lease_until > understudy_supervision::clock::now()
 }
 
 fn name_of(view: &View, node: NodeId) -> String {
-    show::node_ref(&view.directory, node).name
+    show::node_name(&view.directory, node)
 }
 
 fn with_status(status: StatusCode, body: impl serde::Serialize) -> Response {

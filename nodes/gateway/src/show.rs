@@ -27,10 +27,10 @@ pub fn cluster(view: &View) -> api::Cluster {
     let serving = |unit: &&UnitEntry| unit.owner.is_some_and(|owner| owner.serving);
     api::Cluster {
         formed: directory.is_formed(),
-        node: node_ref(directory, view.node),
+        node: node_name(directory, view.node),
         incarnation: view.incarnation.to_string(),
         store: view.store.to_string(),
-        leader: view.leader.map(|leader| node_ref(directory, leader)),
+        leader: view.leader.map(|leader| node_name(directory, leader)),
         ttl: span_text(directory.ttl().duration()),
         replicas: directory.replicas(),
         min_copies: directory.min_copies(),
@@ -109,16 +109,20 @@ pub fn unit(view: &View, id: UnitId) -> Option<api::Unit> {
         .iter()
         .map(|store| replica(directory, *store))
         .collect();
-    let child = match &entry.scope {
-        Scope::Child(child) => Some(child.to_string()),
-        Scope::Slots { .. } => None,
+    let (child, slots) = match &entry.scope {
+        Scope::Child(child) => (Some(child.to_string()), None),
+        Scope::Slots { range, .. } => {
+            let (start, end) = (range.start(), range.end());
+            (None, Some(api::Slots { start, end }))
+        }
     };
     Some(api::Unit {
         id: id.to_string(),
         scope: scope_text(&entry.scope),
         child,
+        slots,
         state: state_of(entry, supervised.as_ref(), unavailable).to_owned(),
-        owner: entry.owner.map(|owner| node_ref(directory, owner.node)),
+        owner: entry.owner.map(|owner| node_name(directory, owner.node)),
         serving: entry.owner.is_some_and(|owner| owner.serving),
         epoch: entry.epoch.0,
         config_version: entry.config.0,
@@ -127,7 +131,7 @@ pub fn unit(view: &View, id: UnitId) -> Option<api::Unit> {
         run: run_text(entry.run).to_owned(),
         quarantined: directory.is_quarantined(id),
         unavailable,
-        move_to: entry.move_to.map(|to| node_ref(directory, to)),
+        move_to: entry.move_to.map(|to| node_name(directory, to)),
         supervisor: entry.supervisor.to_string(),
         restart: supervised
             .as_ref()
@@ -153,7 +157,7 @@ pub fn explain(view: &View, id: UnitId) -> Option<api::Explained> {
         .nodes
         .iter()
         .map(|(node, verdict)| api::Verdict {
-            node: node_ref(directory, *node),
+            node: node_name(directory, *node),
             chosen: matches!(verdict, Verdict::Chosen(_)),
             why: named(directory, &verdict.to_string()),
         })
@@ -172,7 +176,7 @@ pub fn explain(view: &View, id: UnitId) -> Option<api::Explained> {
     sentences.extend(
         nodes
             .iter()
-            .map(|verdict| format!("{} {}.", verdict.node.name, verdict.why)),
+            .map(|verdict| format!("{} {}.", verdict.node, verdict.why)),
     );
     Some(api::Explained {
         unit,
@@ -184,18 +188,14 @@ pub fn explain(view: &View, id: UnitId) -> Option<api::Explained> {
     })
 }
 
-/// A node by both names.
-pub fn node_ref(directory: &Directory, id: NodeId) -> api::NodeRef {
-    let name = directory
+/// A node's name, or its id when it has none.
+pub fn node_name(directory: &Directory, id: NodeId) -> String {
+    directory
         .nodes()
         .get(&id)
         .map(|node| node.name.clone())
         .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| id.to_string());
-    api::NodeRef {
-        id: id.to_string(),
-        name,
-    }
+        .unwrap_or_else(|| id.to_string())
 }
 
 /// `slots 0..64`, or the child.
@@ -263,8 +263,9 @@ fn node_of(
     };
     api::Node {
         id: id.to_string(),
-        name: node_ref(directory, id).name,
+        name: node_name(directory, id),
         address: entry.address.clone(),
+        live: is_live(entry),
         state: state.to_owned(),
         incarnation: entry.incarnation.map(|start| start.to_string()),
         draining: entry.draining,
@@ -322,7 +323,7 @@ fn restarts(directory: &Directory, id: UnitId, entry: &UnitEntry) -> api::Restar
 }
 
 fn owner_sentence(unit: &api::Unit) -> Option<String> {
-    let owner = &unit.owner.as_ref()?.name;
+    let owner = unit.owner.as_ref()?;
     Some(match &*unit.state {
         "unavailable" => format!(
             "{owner} owns it, at epoch {}, and serves nothing of it: no complete copy of its records answers.",
@@ -338,8 +339,8 @@ fn copies_sentence(unit: &api::Unit, copies: &api::Copies) -> Vec<String> {
         .replicas
         .iter()
         .map(|replica| {
-            let node = replica.node.as_ref();
-            node.map_or(&*replica.store, |node| &*node.name)
+            let node = replica.node.as_deref();
+            node.unwrap_or(&replica.store)
         })
         .collect();
     let mut sentences = vec![format!(
@@ -394,7 +395,7 @@ fn replica(directory: &Directory, store: StoreId) -> api::Replica {
     let live = |node: NodeId| directory.nodes().get(&node).is_some_and(is_live);
     api::Replica {
         store: store.to_string(),
-        node: node.map(|node| node_ref(directory, node)),
+        node: node.map(|node| node_name(directory, node)),
         live: node.is_some_and(live),
     }
 }
@@ -411,7 +412,7 @@ fn named(directory: &Directory, text: &str) -> String {
             .unwrap_or(digits.len());
         named.push_str(before);
         match u64::from_str_radix(&digits[..end], 16) {
-            Ok(id) => named.push_str(&node_ref(directory, NodeId(id)).name),
+            Ok(id) => named.push_str(&node_name(directory, NodeId(id))),
             Err(_) => named.push_str(&from[..NODE.len() + end]),
         }
         rest = &digits[end..];

@@ -186,6 +186,7 @@ async fn nodes_and_units_are_found_by_each_of_their_names() {
     let served = Served::formed().await;
     let nodes = served.get("/v1/nodes").await;
     assert_eq!(nodes["items"][0]["name"], "a");
+    assert_eq!(nodes["items"][0]["live"], true);
     assert_eq!(nodes["items"][0]["units_serving"], 4);
     for name in ["a", "node-1", "0000000000000001"] {
         let node = served.get(&format!("/v1/nodes/{name}")).await;
@@ -336,7 +337,7 @@ async fn a_child_is_created_once_moved_and_removed() {
     let moved = served
         .check(Method::POST, &format!("{path}/move?wait=5s"), to("b"), 200)
         .await;
-    assert_eq!(moved["owner"]["name"], "b");
+    assert_eq!(moved["owner"], "b");
     assert_eq!(moved["state"], "serving");
     let path_there = format!("{path}/move");
     served.check(Method::POST, &path_there, to("b"), 200).await;

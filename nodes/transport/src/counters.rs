@@ -2,7 +2,9 @@
 //!
 //! Owns: the counters, which are also metrics (`understudy_transport_…_total`). Never resets one.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// What was refused or dropped since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,15 +40,30 @@ pub(crate) enum Count {
     Limited,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Counters {
     counts: [AtomicU64; NAMES.len()],
+    lines: Allowance,
+}
+
+impl Default for Counters {
+    fn default() -> Counters {
+        Counters {
+            counts: Default::default(),
+            lines: Allowance::new(LINES_PER_SECOND_MAX),
+        }
+    }
 }
 
 impl Counters {
     pub(crate) fn add(&self, count: Count) {
         self.counts[count as usize].fetch_add(1, Ordering::Relaxed);
         metrics::counter!(NAMES[count as usize]).increment(1);
+    }
+
+    /// Whether a refusal may write a line: strangers fill no disk. Every one is counted.
+    pub(crate) fn may_log(&self) -> bool {
+        self.lines.take()
     }
 
     pub(crate) fn counted(&self) -> Counted {
@@ -63,6 +80,36 @@ impl Counters {
         }
     }
 }
+
+/// So many a second, and no more.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    per_second: u32,
+    left: Mutex<(u32, Instant)>,
+}
+
+impl Allowance {
+    pub(crate) fn new(per_second: u32) -> Allowance {
+        Allowance {
+            per_second,
+            left: Mutex::new((per_second, Instant::now())),
+        }
+    }
+
+    /// Takes one, if one is left in this second.
+    pub(crate) fn take(&self) -> bool {
+        let mut left = self.left.lock().expect("nothing panics while it is held");
+        if left.1.elapsed() >= Duration::from_secs(1) {
+            *left = (self.per_second, Instant::now());
+        }
+        let is_left = left.0 > 0;
+        left.0 = left.0.saturating_sub(1);
+        is_left
+    }
+}
+
+/// Lines about refusals: enough to see what is wrong, too few to hide anything else.
+const LINES_PER_SECOND_MAX: u32 = 10;
 
 /// In the order of [`Count`].
 const NAMES: [&str; 8] = [

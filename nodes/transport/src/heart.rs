@@ -30,7 +30,7 @@ use understudy_protocol::wire::heart::HeartMessage;
 
 use crate::counters::{Count, Counted, Counters};
 use crate::identity::{self, Identity};
-use crate::net::{bind, certified_node, is_tls_refusal};
+use crate::net::{bind, certified_node, is_tls_refusal, reachable_from};
 use crate::tls::{self, TlsError};
 
 mod plain;
@@ -247,8 +247,10 @@ impl Shared {
             (Err(error), _) => error,
         };
         self.counters.add(Count::Identity);
-        let address = connection.remote_address();
-        tracing::warn!(%address, why, "a heart's certificate was refused");
+        if self.counters.may_log() {
+            let address = connection.remote_address();
+            tracing::warn!(%address, why, "a heart's certificate was refused");
+        }
         connection.close(CLOSE_IDENTITY, b"certificate refused");
         None
     }
@@ -256,7 +258,9 @@ impl Shared {
     fn failed(&self, address: SocketAddr, error: &quinn::ConnectionError) {
         if is_tls_refusal(error) {
             self.counters.add(Count::Handshake);
-            tracing::warn!(%address, %error, "a heart's handshake was refused");
+            if self.counters.may_log() {
+                tracing::warn!(%address, %error, "a heart's handshake was refused");
+            }
         }
     }
 }
@@ -277,12 +281,16 @@ async fn dial(shared: Arc<Shared>, node: NodeId, address: SocketAddr) {
 }
 
 async fn connect(shared: &Shared, node: NodeId, address: SocketAddr) -> Option<Connection> {
+    let local = shared.endpoint.local_addr().ok()?;
     let name = identity::dns_name_of(shared.identity.cluster(), node);
+    let address = reachable_from(local, address).unwrap_or(address); // the error says it better
     let config = shared.client.clone();
     let connecting = match shared.endpoint.connect_with(config, address, &name) {
         Ok(connecting) => connecting,
         Err(error) => {
-            tracing::warn!(%node, %address, %error, "cannot dial a heart");
+            if shared.counters.may_log() {
+                tracing::warn!(%node, %address, %error, "cannot dial a heart");
+            }
             return None;
         }
     };

@@ -186,10 +186,10 @@ struct Shared {
     tasks: Mutex<Option<JoinSet<()>>>,
 }
 
-/// A node whose address was given, and the tasks that dial it.
+/// A node whose address was given, and the task that dials it.
 struct Dialled {
     address: String,
-    tasks: Vec<AbortHandle>,
+    task: Option<AbortHandle>,
 }
 
 impl Net {
@@ -237,10 +237,8 @@ impl Net {
         shared.spawn(accept(shared.clone()));
         let seeds: Vec<String> = lock(&shared.seeds).keys().cloned().collect();
         for seed in seeds {
-            for role in [Role::Truth, Role::Data] {
-                let target = dial::Target::Seed(seed.clone());
-                shared.spawn(dial::keep_dialling(shared.clone(), target, role));
-            }
+            let target = dial::Target::Seed(seed);
+            shared.spawn(dial::keep_dialling(shared.clone(), target));
         }
         Ok(Net {
             owner: Arc::new(Owner { shared }),
@@ -310,7 +308,7 @@ impl Net {
         dialled.retain(|node, old| {
             let keeps = addresses.get(node) == Some(&old.address);
             if !keeps {
-                old.tasks.iter().for_each(AbortHandle::abort);
+                old.task.iter().for_each(AbortHandle::abort);
             }
             keeps
         });
@@ -318,15 +316,9 @@ impl Net {
             if node == shared.hello.node || dialled.contains_key(&node) {
                 continue;
             }
-            let dial = |role| {
-                let target = dial::Target::Node(node, address.clone());
-                shared.spawn(dial::keep_dialling(shared.clone(), target, role))
-            };
-            let tasks = [Role::Truth, Role::Data]
-                .into_iter()
-                .filter_map(dial)
-                .collect();
-            dialled.insert(node, Dialled { address, tasks });
+            let target = dial::Target::Node(node, address.clone());
+            let task = shared.spawn(dial::keep_dialling(shared.clone(), target));
+            dialled.insert(node, Dialled { address, task });
         }
     }
 
@@ -335,8 +327,8 @@ impl Net {
         self.shared().counters.counted()
     }
 
-    /// Says goodbye to every peer and ends every task. Waits at most [`CLOSE_PATIENCE`] for what is
-    /// on its way.
+    /// Says goodbye to every peer and ends every task, in [`CLOSE_PATIENCE`] at most. What is still
+    /// queued or on its way is lost: wait for the answers that matter before.
     pub async fn close(&self) {
         let shared = self.shared();
         shared.endpoint.close(hello::CLOSE_BYE, b"");
@@ -378,8 +370,10 @@ impl Shared {
     ) -> Result<NodeId, Refused> {
         let refuse = |why: String| {
             self.counters.add(Count::Identity);
-            let address = connection.remote_address();
-            tracing::warn!(%address, why, "a peer's certificate was refused");
+            if self.counters.may_log() {
+                let address = connection.remote_address();
+                tracing::warn!(%address, why, "a peer's certificate was refused");
+            }
             connection.close(hello::CLOSE_IDENTITY, b"certificate refused");
             Err(Refused)
         };
@@ -427,6 +421,18 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     Ok(socket)
 }
 
+/// `address` as a socket bound to `local` has to write it: one of IPv6 reaches IPv4 by mapped
+/// addresses (RFC 4291, section 2.5.5.2), one of IPv4 reaches no IPv6.
+pub(crate) fn reachable_from(local: SocketAddr, address: SocketAddr) -> Option<SocketAddr> {
+    match (local, address) {
+        (SocketAddr::V6(_), SocketAddr::V4(v4)) => {
+            Some((v4.ip().to_ipv6_mapped(), v4.port()).into())
+        }
+        (SocketAddr::V4(_), SocketAddr::V6(_)) => None,
+        _ => Some(address),
+    }
+}
+
 async fn accept(shared: Arc<Shared>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     while let Some(incoming) = shared.endpoint.accept().await {
@@ -454,7 +460,9 @@ async fn welcome(shared: &Arc<Shared>, incoming: Incoming) -> Option<NodeId> {
         Err(error) => {
             if is_tls_refusal(&error) {
                 shared.counters.add(Count::Handshake);
-                tracing::warn!(%address, %error, "a handshake was refused");
+                if shared.counters.may_log() {
+                    tracing::warn!(%address, %error, "a handshake was refused");
+                }
             }
             return None;
         }
@@ -518,8 +526,10 @@ fn refuse_greeting<T>(
         hello::HelloError::Malformed | hello::HelloError::Impostor { .. }
     ) {
         shared.counters.add(Count::Greeting);
-        let address = connection.remote_address();
-        tracing::warn!(%address, %error, "a greeting was refused");
+        if shared.counters.may_log() {
+            let address = connection.remote_address();
+            tracing::warn!(%address, %error, "a greeting was refused");
+        }
     }
     connection.close(hello::CLOSE_HELLO, b"");
     None

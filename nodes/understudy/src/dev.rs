@@ -253,7 +253,7 @@ impl Nodes {
         let _ = write!(
             text,
             "\nIn another terminal:\n  export UNDERSTUDY_SERVER={}\n  export UNDERSTUDY_TOKEN={}\n  \
-             understudy call t1/counter/a increment\n  understudy tree\n",
+             understudy call t1/counter/a 'add 1'\n  understudy tree\n",
             servers.join(","),
             home.token()
         );

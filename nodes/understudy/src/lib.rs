@@ -8,4 +8,5 @@
 
 pub mod cli;
 pub mod dev;
+pub mod node;
 pub mod run;

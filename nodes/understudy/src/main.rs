@@ -3,13 +3,17 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use understudy::cli::args::{Command, Node};
+use understudy::cli::args::{Command, Node, Store};
 use understudy::cli::{self, Answer, Cli, Exit, Failure, Screen};
 use understudy::{dev, run};
 
 fn main() -> ExitCode {
     let answer = match cli::parse(std::env::args_os()) {
-        Ok(cli) => carry_out(&cli),
+        Ok(cli) => match cli.command {
+            Command::Warden { fd } => return run::warden(fd),
+            Command::Store(Store::Fsck { dir, probe: true }) => return run::store_probe(&dir),
+            _ => carry_out(&cli),
+        },
         Err(answer) => answer,
     };
     // A reader that has gone away (`understudy --help | head -1`) is no failure of ours.
@@ -21,8 +25,10 @@ fn main() -> ExitCode {
 
 fn carry_out(cli: &Cli) -> Answer {
     let stayed = match &cli.command {
-        Command::Warden { fd } => run::warden(*fd),
-        Command::Node(Node::Run { config }) => run::node(config),
+        Command::Node(Node::Run {
+            config,
+            testing_kinds,
+        }) => run::node(config, *testing_kinds),
         Command::Dev(wanted) => with_runtime(async || dev::run(wanted, cli.global.json).await),
         _ => return with_runtime(async || Ok(ask(cli).await)).unwrap_or_else(Into::into),
     };

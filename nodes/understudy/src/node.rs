@@ -17,14 +17,14 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use understudy_config::Config;
-use understudy_control::core::{self, CoreConfig, CoreInbox, CoreParts, CoreTask};
+use understudy_control::core::{self, CoreConfig, CoreParts, CoreTask};
 use understudy_control::handle::Handle;
 use understudy_control::heart::{HeartCalls, HeartConfig, HeartSocket, HeartThread};
 use understudy_control::raft::{Asked, RaftDriver, RaftNetwork, RequestFailed};
+use understudy_gateway::{Reach, Token};
 use understudy_protocol::cluster::directory::Command;
 use understudy_protocol::id::{IncarnationId, NodeId, StoreId};
 use understudy_protocol::wire::heart::{DeathNote, HeartMessage};
-use understudy_gateway::{Reach, Token};
 use understudy_store::{DataDir, OnDamage, Probe, ReplicaThread};
 use understudy_supervision::driver::Kinds;
 use understudy_transport::heart;
@@ -62,9 +62,8 @@ impl Node {
 
         let notes = data.join("notes");
         let left = kept_notes(&notes).context("the death notes of earlier starts")?;
-        let (warden, death) =
-            WardenClient::spawn(&exe, incarnation, &notes, Box::new(on_warden))
-                .context("the warden could not be started")?;
+        let (warden, death) = WardenClient::spawn(&exe, incarnation, &notes, Box::new(on_warden))
+            .context("the warden could not be started")?;
 
         let on_damage = match config.store.on_damage {
             understudy_config::OnDamage::Rebuild => OnDamage::Rebuild,
@@ -73,7 +72,9 @@ impl Node {
         let open = {
             let (data, exe) = (data.clone(), exe.clone());
             let open = move || DataDir::open(&data, on_damage, Some(&Probe::new(exe)));
-            tokio::task::spawn_blocking(open).await.context("the store's opening was ended")?
+            tokio::task::spawn_blocking(open)
+                .await
+                .context("the store's opening was ended")?
         };
         let open = open.context("the store could not be opened")?;
         if let Some(bad) = &open.rebuilt {
@@ -88,10 +89,14 @@ impl Node {
         info!(node = %config.node.name, id = %node, %incarnation, %store, "starts");
 
         let slot: Arc<OnceLock<Net>> = Arc::default();
+        let (inbox, inbox_ends) = core::inbox();
         let replica = {
             let slot = slot.clone();
+            let own = inbox.clone();
             let answer = move |to, answer| {
-                if let Some(net) = slot.get() {
+                if to == node {
+                    own.answer(answer);
+                } else if let Some(net) = slot.get() {
                     core::answer(net, to, &answer);
                 }
             };
@@ -109,16 +114,16 @@ impl Node {
             me: store,
             net: slot.clone(),
         });
-        let raft = Arc::new(RaftDriver::start(
-            store,
-            open.raft,
-            routes,
-            raft_events,
-        ));
+        let raft = RaftDriver::start(store, open.raft, routes, raft_events);
         let own = replica.clone();
         let asks = move |from: NodeId, request| own.ask(from, request).is_ok();
-        let (inbox, inbox_ends) = CoreInbox::new(asks, raft.clone());
-        let seeds: Vec<String> = config.transport.seeds.iter().map(ToString::to_string).collect();
+        let inbox = inbox.inbox(asks, raft.requests());
+        let seeds: Vec<String> = config
+            .transport
+            .seeds
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let hello = Hello {
             node,
             incarnation,
@@ -158,7 +163,9 @@ impl Node {
         };
         let feeder = warden.clone();
         let calls = HeartCalls {
-            feed: Box::new(move |until| drop(feeder.feed(until))),
+            feed: Box::new(move |until| {
+                let _ = feeder.feed(until);
+            }),
             lapsed: Box::new(|| fatal("the lease has lapsed (L6)")),
             abort: Arc::new(|why| fatal(why)),
         };
@@ -202,9 +209,15 @@ impl Node {
                 heart: heart_handle,
                 heart_outputs,
                 warden: core::Warden {
-                    at_work: Box::new(move |unit| drop(working.at_work(unit))),
-                    at_rest: Box::new(move |unit| drop(resting.at_rest(unit))),
-                    voters: Arc::new(move |addresses| drop(voters.voters(&addresses))),
+                    at_work: Box::new(move |unit| {
+                        let _ = working.at_work(unit);
+                    }),
+                    at_rest: Box::new(move |unit| {
+                        let _ = resting.at_rest(unit);
+                    }),
+                    voters: Arc::new(move |addresses| {
+                        let _ = voters.voters(&addresses);
+                    }),
                 },
                 inbox: inbox_ends,
                 seed: random()?,
@@ -217,9 +230,10 @@ impl Node {
             .with_context(|| format!("cannot listen on {} (TCP)", config.gateway.listen))?;
         let http = listener.local_addr()?;
         let (stop_gateway, stopped) = oneshot::channel();
-        let serving = understudy_gateway::serve(listener, handle.clone(), token, Reach::Loopback, async {
-            let _ = stopped.await;
-        });
+        let serving =
+            understudy_gateway::serve(listener, handle.clone(), token, Reach::Loopback, async {
+                let _ = stopped.await;
+            });
         let gateway = tokio::spawn(async move {
             if let Err(error) = serving.await {
                 error!(%error, "the HTTP surface has ended");
@@ -267,7 +281,11 @@ impl Node {
         }
         let left = patience.saturating_sub(began.elapsed());
         let empty = self.handle.wait_for(left, |view| {
-            let mut owners = view.directory.units().values().filter_map(|unit| unit.owner);
+            let mut owners = view
+                .directory
+                .units()
+                .values()
+                .filter_map(|unit| unit.owner);
             !owners.any(|owner| owner.incarnation == view.incarnation)
         });
         empty.await.is_some()
@@ -295,9 +313,7 @@ impl Node {
 fn has_elsewhere(handle: &Handle, me: NodeId) -> bool {
     let view = handle.view();
     let mut nodes = view.directory.nodes().iter();
-    nodes.any(|(id, node)| {
-        *id != me && node.works && !node.draining && node.incarnation.is_some()
-    })
+    nodes.any(|(id, node)| *id != me && node.works && !node.draining && node.incarnation.is_some())
 }
 
 /// A drain that was only for the node's own stop ends with its next start: an operator's does not.
@@ -307,9 +323,7 @@ pub async fn end_own_drain(handle: &Handle, marker: &Path) {
     }
     let view = handle.view();
     let (node, incarnation) = (view.node, view.incarnation);
-    let listed = handle.wait_for(LISTED_LIMIT, |view| {
-        view.directory.is_live(incarnation)
-    });
+    let listed = handle.wait_for(LISTED_LIMIT, |view| view.directory.is_live(incarnation));
     if listed.await.is_none() {
         return;
     }
@@ -365,7 +379,8 @@ fn fatal(why: &str) {
     // Another thread may hold what an orderly exit waits for.
     let _ = std::thread::Builder::new().spawn(|| {
         std::thread::sleep(EXIT_LIMIT);
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     });
     std::process::exit(EXIT_FATAL);
 }
@@ -396,7 +411,10 @@ impl RaftNetwork for Routes {
         Box::pin(async move {
             let failed = |why: String| RequestFailed(why);
             let net = net.ok_or_else(|| failed("the network has not been started".into()))?;
-            let peer = net.peers().into_iter().find(|peer| peer.store == to && to != me);
+            let peer = net
+                .peers()
+                .into_iter()
+                .find(|peer| peer.store == to && to != me);
             let peer = peer.ok_or_else(|| failed(format!("store {to} is not connected")))?;
             let answer = net.request(peer.node, kind, body, patience).await;
             answer.map_err(|error| failed(error.to_string()))
@@ -413,7 +431,8 @@ fn identity_hint(folder: &Path) -> String {
     )
 }
 
-fn random() -> Result<u64> {
+/// A number that nobody else draws.
+pub fn random() -> Result<u64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
     Ok(u64::from_ne_bytes(bytes))

@@ -10,11 +10,13 @@ use tokio::task::JoinHandle;
 use understudy_protocol::cluster::agent::AgentSettings;
 use understudy_protocol::id::IncarnationId;
 use understudy_protocol::wire::heart::{DeathDigest, Ttl};
+use understudy_protocol::wire::replica::ReplicaRequest;
 use understudy_store::{LimitFile, ReplicaThread};
 use understudy_supervision::driver::Kinds;
 use understudy_transport::net::Net;
 
 use crate::handle::Handle;
+use crate::raft::RaftRequests;
 
 /// What stays the same for one start of a node.
 #[derive(Clone)]
@@ -101,28 +103,43 @@ pub struct CoreTask {
     stop: oneshot::Sender<()>,
 }
 
-impl CoreInbox {
-    /// An inbox, and the ends that the core reads.
-    pub fn new(
-        store: impl Fn(NodeId, understudy_protocol::wire::replica::ReplicaRequest) -> bool
-        + Send
-        + Sync
-        + 'static,
-        raft: crate::raft::RaftRequests,
-    ) -> (CoreInbox, InboxEnds) {
-        let (lanes, lanes_end) = mpsc::channel(LANES_MAX);
-        let (peers, peers_end) = watch::channel(BTreeMap::new());
-        let inbox = CoreInbox {
-            lanes,
+/// Where the core's own store answers, and what a [`CoreInbox`] is made of.
+#[derive(Clone)]
+pub struct InboxStart {
+    lanes: mpsc::Sender<Input>,
+    peers: watch::Sender<BTreeMap<NodeId, Hello>>,
+}
+
+/// The two sides of an inbox: what puts in, and what the core reads.
+pub fn inbox() -> (InboxStart, InboxEnds) {
+    let (lanes, lanes_end) = mpsc::channel(LANES_MAX);
+    let (peers, peers_end) = watch::channel(BTreeMap::new());
+    let ends = InboxEnds {
+        lanes: lanes_end,
+        peers: peers_end,
+    };
+    (InboxStart { lanes, peers }, ends)
+}
+
+impl InboxStart {
+    /// An answer of this node's own store, for an owner here. Lost when the core is behind: the owner
+    /// asks again.
+    pub fn answer(&self, answer: ReplicaAnswer) {
+        let _ = self.lanes.try_send(Input::Answer(answer));
+    }
+
+    /// The inbox of the network.
+    pub fn inbox(
+        self,
+        store: impl Fn(NodeId, ReplicaRequest) -> bool + Send + Sync + 'static,
+        raft: RaftRequests,
+    ) -> CoreInbox {
+        CoreInbox {
+            lanes: self.lanes,
             store: Box::new(store),
             raft,
-            peers,
-        };
-        let ends = InboxEnds {
-            lanes: lanes_end,
-            peers: peers_end,
-        };
-        (inbox, ends)
+            peers: self.peers,
+        }
     }
 }
 

@@ -17,11 +17,10 @@ use openraft::{Snapshot, SnapshotId};
 use understudy_protocol::id::{COUNTER_MAX, StoreId};
 use understudy_protocol::wire::codec::DIRECTORY_SNAPSHOT_FRAME_BYTES_MAX;
 
-use super::log::{decode, encode};
+use super::log::{LogError, decode, encode};
 use super::machine::directory_of;
 use super::network::{KIND_APPEND, KIND_SNAPSHOT, KIND_VOTE, SnapshotAnswer};
 use super::outbox::Outbox;
-use super::store::LogError;
 use super::types::{Raft, RaftLogId, Types, Vote, is_sane};
 
 /// Why a member's request has no answer. Nothing has changed, unless said otherwise.

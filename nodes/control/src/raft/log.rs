@@ -1,4 +1,4 @@
-//! openraft's log, on a [`LogStore`].
+//! openraft's log, on the store's [`RaftLog`].
 //!
 //! Owns: what an entry and a vote look like on the disk (postcard around the directory's own frames),
 //! and telling the core what the log holds: a fact is told when its entry is flushed, and before
@@ -21,16 +21,17 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use understudy_protocol::id::{StoreId, Term};
+use understudy_store::RaftLog;
+use understudy_supervision::store::StoreError;
 
 use super::RaftEvent;
 use super::outbox::Outbox;
-use super::store::{LogError, LogStore};
 use super::types::{IoError, RaftEntry, RaftLogId, StorageError, Types, Vote, fact_of, index_of};
 
 #[derive(Clone)]
 pub(super) struct Log {
     pub(super) me: StoreId,
-    pub(super) store: Arc<dyn LogStore>,
+    pub(super) store: RaftLog,
     pub(super) outbox: Arc<Outbox>,
 }
 
@@ -38,10 +39,10 @@ impl Log {
     /// Runs `ask`, which may wait for the disk, beside the runtime's own threads.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&dyn LogStore) -> Result<T, LogError> + Send + 'static,
+        ask: impl FnOnce(&RaftLog) -> Result<T, LogError> + Send + 'static,
     ) -> Result<T, LogError> {
         let store = self.store.clone();
-        let asked = tokio::task::spawn_blocking(move || ask(&*store)).await;
+        let asked = tokio::task::spawn_blocking(move || ask(&store)).await;
         asked.unwrap_or_else(|gone| Err(LogError(gone.to_string())))
     }
 
@@ -57,7 +58,7 @@ impl Log {
     /// The index after the last entry, and the last id that was purged.
     pub(super) async fn ends(&self) -> Result<(u64, Option<RaftLogId>), LogError> {
         self.blocking(|store| {
-            let state = store.state()?;
+            let state = store.state();
             let purged: Option<RaftLogId> = state.purged.as_deref().map(decode).transpose()?;
             let end = state.last_index.map_or(0, |last| last + 1);
             Ok((end, purged))
@@ -118,7 +119,7 @@ impl RaftLogStorage<Types> for Log {
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, StorageError> {
         let read = self.blocking(|store| {
-            let state = store.state()?;
+            let state = store.state();
             let last_purged_log_id: Option<RaftLogId> =
                 state.purged.as_deref().map(decode).transpose()?;
             let last = match state.last_index {
@@ -142,7 +143,9 @@ impl RaftLogStorage<Types> for Log {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let bytes = encode(vote).map_err(|error| IoError::write_vote(&error))?;
-        let saved = self.blocking(move |store| store.save_vote(bytes)).await;
+        let saved = self
+            .blocking(move |store| Ok(store.save_vote(bytes)?))
+            .await;
         saved.map_err(|error| IoError::write_vote(&error))?;
         // A leader's own vote is saved before its first entry: so the core hears that this node leads
         // before it applies an entry of that term.
@@ -162,7 +165,7 @@ impl RaftLogStorage<Types> for Log {
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
         let read = self.blocking(|store| {
             store
-                .state()?
+                .state()
                 .vote
                 .as_deref()
                 .map(decode::<Vote>)
@@ -204,7 +207,7 @@ impl RaftLogStorage<Types> for Log {
         });
         self.store.append(values, done);
         let written = match is_done.await {
-            Ok(written) => written,
+            Ok(written) => written.map_err(LogError::from),
             Err(_) => Err(LogError("the log's writer is gone".into())),
         };
         if let Err(error) = written {
@@ -223,7 +226,9 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn truncate(&mut self, from: RaftLogId) -> Result<(), StorageError> {
-        let cut = self.blocking(move |store| store.truncate(from.index)).await;
+        let cut = self
+            .blocking(move |store| Ok(store.truncate(from.index)?))
+            .await;
         cut.map_err(|error| IoError::write_logs(&error))?;
         let from = index_of(from.index);
         let told = self.outbox.tell(move |told| {
@@ -237,9 +242,20 @@ impl RaftLogStorage<Types> for Log {
     async fn purge(&mut self, upto: RaftLogId) -> Result<(), StorageError> {
         let meta = encode(&upto).map_err(|error| IoError::write_logs(&error))?;
         let purged = self
-            .blocking(move |store| store.purge(upto.index, meta))
+            .blocking(move |store| Ok(store.purge(upto.index, meta)?))
             .await;
         purged.map_err(|error| IoError::write_logs(&error).into())
+    }
+}
+
+/// The disk failed, or what it holds cannot be read: Raft stops, and the node with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct LogError(pub(super) String);
+
+impl From<StoreError> for LogError {
+    fn from(error: StoreError) -> LogError {
+        LogError(error.to_string())
     }
 }
 

@@ -15,9 +15,8 @@ use understudy_protocol::cluster::directory::{Directory, Entry};
 use understudy_protocol::id::LogId;
 use understudy_protocol::wire::codec;
 
-use super::log::{Log, decode, encode};
+use super::log::{Log, LogError, decode, encode};
 use super::outbox::Stopped;
-use super::store::LogError;
 use super::types::{IoError, Membership, Meta, RaftEntry, RaftLogId, StorageError, Types, id_of};
 use super::{APPLY_AT_ONCE, RaftEvent};
 
@@ -153,7 +152,7 @@ impl RaftStateMachine<Types> for Machine {
         let installed = self.log.blocking(move |store| {
             let data = snapshot.into_inner();
             let directory = directory_of(&kept, &data)?;
-            store.save_snapshot(encode(&kept)?, &data)?;
+            store.save_snapshot(&encode(&kept)?, &data)?;
             Ok(directory)
         });
         let failed = |error: &LogError| IoError::write_snapshot(Some(meta.signature()), error);
@@ -196,7 +195,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
             let mut data = Vec::new();
             codec::encode_frame(&*directory?, &mut data)
                 .map_err(|error| LogError(error.to_string()))?;
-            store.save_snapshot(encode(&meta)?, &data)?;
+            store.save_snapshot(&encode(&meta)?, &data)?;
             Ok(data)
         });
         let meta = self.meta.clone();

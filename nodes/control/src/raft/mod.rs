@@ -4,7 +4,7 @@
 //! grants or proposes by itself: the core does, and what it proposes may be lost and is proposed again.
 //!
 //! ```text
-//!   core ── propose, change_members, form, may_lead ──> RaftDriver ──> openraft ──> LogStore (disk)
+//!   core ── propose, change_members, form, may_lead ──> RaftDriver ──> openraft ──> RaftLog (disk)
 //!   core <── Opened, Held, Truncated, Apply, Install, Snapshot, Role, … ─────────┘ └──> RaftNetwork
 //! ```
 //!
@@ -18,16 +18,15 @@ mod log;
 mod machine;
 mod network;
 mod outbox;
-mod store;
 #[cfg(test)]
 mod tests;
 mod types;
 
 pub use inbound::RequestRefused;
+pub use log::LogError;
 pub use network::{
     Asked, KIND_APPEND, KIND_SNAPSHOT, KIND_VOTE, REQUEST_BYTES_MAX, RaftNetwork, RequestFailed,
 };
-pub use store::{Appended, LogError, LogState, LogStore};
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -43,6 +42,7 @@ use understudy_protocol::cluster::controller::RaftMembers;
 use understudy_protocol::cluster::directory::{Directory, Entry};
 use understudy_protocol::cluster::lease::voter::Fact;
 use understudy_protocol::id::{LogId, LogIndex, StoreId, Term};
+use understudy_store::RaftLog;
 
 use inbound::Receiving;
 use log::{Log, decode};
@@ -137,7 +137,7 @@ impl RaftDriver {
     /// while the caller goes on. Must be called within a runtime.
     pub fn start(
         store: StoreId,
-        log: Arc<dyn LogStore>,
+        log: RaftLog,
         network: Arc<dyn RaftNetwork>,
         events: mpsc::Sender<RaftEvent>,
     ) -> RaftDriver {

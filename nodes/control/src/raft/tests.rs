@@ -3,16 +3,32 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use understudy_protocol::cluster::directory::{self, Command, Formation, Registration};
 use understudy_protocol::id::{IncarnationId, NodeId};
 use understudy_protocol::machine::Machine as _;
 use understudy_protocol::time::{ClusterTime, Time};
 use understudy_protocol::wire::heart::{DeathDigest, Ttl};
+use understudy_store::{DataDir, OnDamage, OpenError, OpenStore};
 
-use super::store::MemoryLog;
 use super::types::Types;
 use super::*;
+
+/// The store in a folder, as soon as whoever had it open has let it go.
+async fn open(folder: &Path) -> OpenStore {
+    let tries = async {
+        loop {
+            match DataDir::open(folder, OnDamage::Refuse, None) {
+                Ok(store) => return store,
+                Err(OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(2)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let opened = tokio::time::timeout(PATIENCE, tries).await;
+    opened.expect("the folder is let go")
+}
 
 /// What one core has heard.
 #[derive(Clone, Debug, Default)]
@@ -99,12 +115,19 @@ fn apply(heard: &mut Heard, id: LogId, entry: Option<Entry>) {
 /// Members that are up, by their store.
 type Up = Arc<Mutex<BTreeMap<StoreId, Arc<RaftDriver>>>>;
 
-struct Wires(Up);
+struct Wires {
+    from: StoreId,
+    up: Up,
+    /// Who hears nobody, and is heard by nobody.
+    cut: Arc<Mutex<BTreeSet<StoreId>>>,
+}
 
 impl RaftNetwork for Wires {
     fn request(&self, to: StoreId, kind: u8, body: Bytes, patience: Duration) -> Asked {
         assert!(body.len() <= REQUEST_BYTES_MAX);
-        let up = self.0.lock().unwrap().get(&to).cloned();
+        let up = self.up.lock().unwrap().get(&to).cloned();
+        let cut = self.cut.lock().unwrap();
+        let up = up.filter(|_| !cut.contains(&to) && !cut.contains(&self.from));
         Box::pin(async move {
             let failed = |why: String| RequestFailed(why);
             let up = up.ok_or_else(|| failed("it is down".into()))?;
@@ -118,29 +141,38 @@ impl RaftNetwork for Wires {
 #[derive(Default)]
 struct Cluster {
     up: Up,
-    logs: BTreeMap<StoreId, Arc<MemoryLog>>,
+    cut: Arc<Mutex<BTreeSet<StoreId>>>,
+    disks: BTreeMap<StoreId, tempfile::TempDir>,
     heard: BTreeMap<StoreId, watch::Receiver<Heard>>,
     cores: BTreeMap<StoreId, JoinSet<()>>,
 }
 
 impl Cluster {
-    fn start(&mut self, store: u64) {
+    async fn start(&mut self, store: u64) {
         let store = StoreId(store);
-        let log = self.logs.entry(store).or_default().clone();
+        let disk = self.disks.entry(store);
+        let disk = disk.or_insert_with(|| tempfile::tempdir().unwrap());
+        let log = open(disk.path()).await.raft;
         let (events, inbox) = mpsc::channel(64);
         let (heard, hears) = watch::channel(Heard::default());
         let mut task = JoinSet::new();
         task.spawn(core(inbox, heard));
-        let driver = RaftDriver::start(store, log, Arc::new(Wires(self.up.clone())), events);
+        let wires = Wires {
+            from: store,
+            up: self.up.clone(),
+            cut: self.cut.clone(),
+        };
+        let driver = RaftDriver::start(store, log, Arc::new(wires), events);
         self.up.lock().unwrap().insert(store, Arc::new(driver));
         self.heard.insert(store, hears);
         self.cores.insert(store, task);
     }
 
-    /// As `kill -9`: nobody says goodbye.
-    fn kill(&mut self, store: StoreId) {
-        self.up.lock().unwrap().remove(&store);
+    /// Nobody says goodbye; it is only waited for, so that its folder can be opened again.
+    async fn kill(&mut self, store: StoreId) {
+        let member = self.up.lock().unwrap().remove(&store).unwrap();
         self.cores.remove(&store);
+        member.shutdown().await;
     }
 
     fn member(&self, store: u64) -> Arc<RaftDriver> {
@@ -202,7 +234,7 @@ impl Cluster {
     async fn of_three() -> Cluster {
         let mut cluster = Cluster::default();
         for store in [1, 2, 3] {
-            cluster.start(store);
+            cluster.start(store).await;
         }
         cluster.form(1, &[1, 2, 3]);
         cluster
@@ -305,14 +337,14 @@ async fn what_is_proposed_is_applied_everywhere_and_its_facts_are_held_before() 
 async fn another_leads_when_the_leader_is_killed_and_it_catches_up_from_the_log() {
     let mut cluster = Cluster::of_three().await;
     let old = cluster.leader().await;
-    cluster.kill(StoreId(old));
+    cluster.kill(StoreId(old)).await;
     let killed = tokio::time::Instant::now();
     let rest: Vec<u64> = (1..=3).filter(|store| *store != old).collect();
     let new = cluster.leader().await;
     println!("another led after {:?}", killed.elapsed());
     assert_ne!(new, old);
     cluster.commit(registration(1), &rest, knows(1)).await;
-    cluster.start(old);
+    cluster.start(old).await;
     let back = cluster
         .until(old, "it has caught up", |heard| knows(1)(&heard.directory))
         .await;
@@ -328,14 +360,14 @@ async fn a_member_that_was_away_for_long_catches_up_from_a_snapshot_and_restarts
     let leader = cluster.leader().await;
     let away = (1..=3).find(|store| *store != leader).unwrap();
     let rest: Vec<u64> = (1..=3).filter(|store| *store != away).collect();
-    cluster.kill(StoreId(away));
+    cluster.kill(StoreId(away)).await;
     for number in 1..=SNAPSHOT_EVERY + LAG_MAX {
         let applied = knows(number);
         cluster
             .commit(registration(number), &rest[..1], applied)
             .await;
     }
-    cluster.start(away);
+    cluster.start(away).await;
     let all = knows(SNAPSHOT_EVERY + LAG_MAX);
     let back = cluster
         .until(away, "it has caught up", |heard| all(&heard.directory))
@@ -347,8 +379,8 @@ async fn a_member_that_was_away_for_long_catches_up_from_a_snapshot_and_restarts
         back.reads
     );
     // Its own disk holds the snapshot now.
-    cluster.kill(StoreId(away));
-    cluster.start(away);
+    cluster.kill(StoreId(away)).await;
+    cluster.start(away).await;
     let again = cluster
         .until(away, "it has read", |heard| !heard.reads.is_empty())
         .await;
@@ -388,16 +420,43 @@ async fn a_leader_that_may_not_lead_falls_silent_and_another_is_elected() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fact_that_only_a_minority_held_is_taken_back() {
+    let cluster = Cluster::of_three().await;
+    let old = cluster.leader().await;
+    cluster.cut.lock().unwrap().insert(StoreId(old));
+    cluster.member(old).propose(entry(registration(77)));
+    let of_77 = |heard: &Heard| {
+        let mut facts = heard.held.values();
+        facts.any(|(_, fact)| matches!(fact, Fact::Live { node, .. } if node.0 == 77))
+    };
+    cluster.until(old, "it holds the fact", of_77).await;
+    let rest: Vec<u64> = (1..=3).filter(|store| *store != old).collect();
+    let led = |heard: &Heard| heard.leads.is_some();
+    tokio::select! {
+        _ = cluster.until(rest[0], "it leads", led) => {}
+        _ = cluster.until(rest[1], "it leads", led) => {}
+    }
+    cluster.cut.lock().unwrap().clear();
+    cluster.until(old, "it follows", |heard| !led(heard)).await;
+    cluster.commit(registration(1), &[1, 2, 3], knows(1)).await;
+    let heard = cluster
+        .until(old, "the fact is gone", |heard| !of_77(heard))
+        .await;
+    assert!(!knows(77)(&heard.directory));
+    cluster.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_one_leads_again_after_a_restart_in_another_term() {
     let mut cluster = Cluster::default();
-    cluster.start(1);
+    cluster.start(1).await;
     cluster.form(1, &[1]);
     let formed = Directory::is_formed;
     cluster.commit(formation(&[1]), &[1], formed).await;
     cluster.commit(registration(1), &[1], knows(1)).await;
     let first = cluster.heard[&StoreId(1)].borrow().leads;
-    cluster.kill(StoreId(1));
-    cluster.start(1);
+    cluster.kill(StoreId(1)).await;
+    cluster.start(1).await;
     cluster.commit(registration(2), &[1], knows(2)).await;
     let heard = cluster
         .until(1, "it leads", |heard| heard.leads.is_some())
@@ -409,7 +468,7 @@ async fn a_cluster_of_one_leads_again_after_a_restart_in_another_term() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_joins_is_promoted_and_leaves() {
     let mut cluster = Cluster::of_three().await;
-    cluster.start(4);
+    cluster.start(4).await;
     let stores =
         |stores: &[u64]| -> BTreeSet<StoreId> { stores.iter().copied().map(StoreId).collect() };
     let steps = [
@@ -433,7 +492,7 @@ async fn a_store_joins_is_promoted_and_leaves() {
         let moved = tokio::time::timeout(PATIENCE, moves).await;
         assert!(moved.is_ok(), "{voters:?} {learners:?}");
     }
-    cluster.kill(StoreId(3));
+    cluster.kill(StoreId(3)).await;
     cluster.commit(registration(1), &[1, 2, 4], knows(1)).await;
     cluster.check();
 }
@@ -521,10 +580,15 @@ async fn what_no_member_would_send_is_refused_and_stops_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_stops_though_nobody_reads_what_it_says() {
     let (events, _unread) = mpsc::channel(1);
+    let disk = tempfile::tempdir().unwrap();
     let driver = RaftDriver::start(
         StoreId(1),
-        Arc::new(MemoryLog::default()),
-        Arc::new(Wires(Up::default())),
+        open(disk.path()).await.raft,
+        Arc::new(Wires {
+            from: StoreId(1),
+            up: Up::default(),
+            cut: Arc::default(),
+        }),
         events,
     );
     driver.form([StoreId(1)].into());

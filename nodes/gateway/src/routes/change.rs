@@ -116,7 +116,14 @@ pub(super) async fn create(
     };
     let there = |directory: &Directory| directory.unit_of(&child).is_some();
     gateway.handle.propose(command, PATIENCE, there).await?;
-    let view = gateway.handle.view();
+    // It is there; that it serves too is what one would look for next.
+    let serves = |view: &View| {
+        let unit = view.directory.unit_of(&child);
+        let entry = unit.and_then(|unit| view.directory.unit(unit));
+        entry.is_none_or(|entry| entry.owner.is_some_and(|owner| owner.serving))
+    };
+    let seen = gateway.handle.wait_for(SERVES_SOON, serves).await;
+    let view = seen.unwrap_or_else(|| gateway.handle.view());
     let unit = view.directory.unit_of(&child);
     let shown = unit.and_then(|unit| show::unit(&view, unit));
     Ok(with_status(StatusCode::CREATED, shown.ok_or_else(gone)?))
@@ -410,6 +417,9 @@ fn may_move(view: &View, unit: UnitId, to: NodeId) -> Result<(), Problem> {
 
 /// How long the directory may take to change: an election, some round trips and a flush.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a new unit is waited for: a plan, a grant and an empty takeover.
+const SERVES_SOON: Duration = Duration::from_secs(2);
 
 /// How long an answer may wait until it is done: longer than the drain of a full node.
 const WAIT_MAX: Duration = Duration::from_secs(300);

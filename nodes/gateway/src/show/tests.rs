@@ -146,8 +146,8 @@ fn a_cluster_says_who_leads_it_and_how_much_of_it_serves() {
     let world = World::formed(3);
     let shown = cluster(&world.view());
     assert!(shown.formed);
-    assert_eq!(shown.node.name, "a");
-    assert_eq!(shown.leader.unwrap().name, "b");
+    assert_eq!(shown.node, "a");
+    assert_eq!(shown.leader.as_deref(), Some("b"));
     assert_eq!((shown.nodes_live, shown.nodes), (3, 3));
     assert_eq!((shown.units_serving, shown.units), (4, 4));
     assert_eq!(shown.ttl, "3s");
@@ -161,7 +161,7 @@ fn before_there_is_a_cluster_a_view_is_shown_too() {
     };
     let shown = cluster(&world.view());
     assert!(!shown.formed);
-    assert_eq!(shown.node.name, "node-1");
+    assert_eq!(shown.node, "node-1");
     assert!(tree(&world.view()).is_none());
     assert!(nodes(&world.view()).is_empty());
     assert!(explain(&world.view(), UnitId(1)).is_none());
@@ -242,7 +242,7 @@ fn a_unit_shows_where_its_records_are_and_which_of_them_are_up() {
     });
     let shown = unit(&world.view(), UnitId(2)).unwrap();
     assert_eq!((shown.replicas.len(), shown.replicas_live), (3, 2));
-    assert_eq!(shown.replicas[2].node.as_ref().unwrap().name, "c");
+    assert_eq!(shown.replicas[2].node.as_deref(), Some("c"));
     assert!(!shown.replicas[2].live);
 }
 

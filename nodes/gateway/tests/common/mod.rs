@@ -62,7 +62,10 @@ pub(crate) async fn core(mut asked: mpsc::Receiver<Ask>, shown: watch::Sender<Ar
                     "full" => Err(CallError::Overloaded {
                         retry_after: Duration::from_millis(50),
                     }),
-                    "late" => Err(CallError::DeadlineExceeded(patience)),
+                    "late" => Err(CallError::DeadlineExceeded {
+                        patience,
+                        maybe_done: true,
+                    }),
                     // Never answers: the gateway must not wait for ever.
                     "dumb" => {
                         std::mem::forget(answer);
@@ -71,7 +74,7 @@ pub(crate) async fn core(mut asked: mpsc::Receiver<Ask>, shown: watch::Sender<Ar
                     _ => Ok(Answered {
                         body: Bytes::from([key.unwrap_or_default().as_bytes(), &body].concat()),
                         reflects: Seq(7),
-                        node: Some(NodeId(1)),
+                        node: NodeId(1),
                     }),
                 };
                 let _ = answer.send(result);

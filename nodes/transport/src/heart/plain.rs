@@ -12,9 +12,8 @@ use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
@@ -25,7 +24,7 @@ use understudy_protocol::wire::codec::{
 use understudy_protocol::wire::heart::{DeathNote, HeartMessage};
 
 use super::Received;
-use crate::counters::{Count, Counters};
+use crate::counters::{Allowance, Count, Counters};
 
 /// Why a death note was not sent to some address. It was sent to the others.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +73,7 @@ pub(crate) struct Split {
     inner: Arc<dyn AsyncUdpSocket>,
     out: mpsc::Sender<Received>,
     counters: Arc<Counters>,
-    allowance: Mutex<Allowance>,
+    allowance: Allowance,
 }
 
 impl Split {
@@ -87,16 +86,12 @@ impl Split {
             inner,
             out,
             counters,
-            allowance: Mutex::new(Allowance {
-                left: PLAIN_PER_SECOND_MAX,
-                since: Instant::now(),
-            }),
+            allowance: Allowance::new(PLAIN_PER_SECOND_MAX),
         }
     }
 
     fn take_plain(&self, datagram: &[u8]) {
-        let allowance = self.allowance.lock();
-        if !allowance.expect("nothing panics while it is held").take() {
+        if !self.allowance.take() {
             self.counters.add(Count::Limited);
             return;
         }
@@ -177,24 +172,6 @@ impl AsyncUdpSocket for Split {
 impl fmt::Debug for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Split").field(&self.inner).finish()
-    }
-}
-
-/// Datagrams that may still be looked at in this second.
-struct Allowance {
-    left: u32,
-    since: Instant,
-}
-
-impl Allowance {
-    fn take(&mut self) -> bool {
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            self.since = Instant::now();
-            self.left = PLAIN_PER_SECOND_MAX;
-        }
-        let is_left = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        is_left
     }
 }
 

@@ -1,3 +1,5 @@
+//! The heart over real sockets: who is heard, who is not, and what a flood may cost.
+
 #![allow(clippy::unwrap_used)]
 
 use std::net::{Ipv4Addr, UdpSocket};

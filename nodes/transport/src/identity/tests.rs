@@ -1,3 +1,5 @@
+//! Identities on a real disk: what is taken, and how each fault is told.
+
 #![allow(clippy::unwrap_used)]
 
 use super::*;

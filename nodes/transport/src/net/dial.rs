@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use understudy_protocol::id::NodeId;
 
 use super::hello::{CLOSE_DUPLICATE, CLOSE_SELF, Greeting};
-use super::{Shared, is_tls_refusal, lock, settle};
+use super::{Shared, is_tls_refusal, lock, reachable_from, settle};
 use crate::counters::Count;
 use crate::identity;
 use crate::tls::Role;
@@ -31,25 +31,33 @@ pub(crate) enum Target {
     Node(NodeId, String),
 }
 
-/// Dials the target whenever the role does not stand.
-pub(crate) async fn keep_dialling(shared: Arc<Shared>, target: Target, role: Role) {
+/// Dials the target whenever a connection to it is missing: the truth plane's first, so that nobody
+/// is there twice to be looked for.
+pub(crate) async fn keep_dialling(shared: Arc<Shared>, target: Target) {
     let mut found = target.node();
     let mut last_trouble = String::new();
     loop {
-        if let Some(node) = found {
-            until_missing(&shared, node, role).await;
+        let role = match found {
+            Some(node) => until_missing(&shared, node).await,
+            None => Role::Truth,
+        };
+        if let (Target::Seed(_), Some(node)) = (&target, found)
+            && lock(&shared.dialled).contains_key(&node)
+        {
+            sleep(jittered(SEED_PAUSE)).await; // its own address is dialled, and more often
+            if shared.peers.has(node, role) {
+                continue;
+            }
         }
-        match dial_until_found(&shared, &target, role, found, &mut last_trouble).await {
-            Some(node) if node == shared.hello.node => {
-                target.remember(&shared, node);
+        // `None`: the role stands, by another connection.
+        if let Some(node) = dial_until_found(&shared, &target, role, found, &mut last_trouble).await
+        {
+            target.remember(&shared, node);
+            found = Some(node);
+            last_trouble.clear();
+            if node == shared.hello.node {
                 sleep(SELF_PAUSE).await;
             }
-            Some(node) => {
-                target.remember(&shared, node);
-                found = Some(node);
-                last_trouble.clear();
-            }
-            None => {} // the role stands, by another connection
         }
     }
 }
@@ -73,7 +81,7 @@ async fn dial_until_found(
         tokio::pin!(next);
         pause = (pause * 2).min(PAUSE_MAX);
         loop {
-            if found.is_some_and(|node| shared.peers.has(node, role)) {
+            if found.is_some_and(|node| shared.peers.missing(node) != Some(role)) {
                 return None;
             }
             tokio::select! {
@@ -88,7 +96,8 @@ async fn dial_until_found(
                     }
                     Ok(Attempt::Trouble(trouble)) => {
                         if *last_trouble != trouble {
-                            tracing::warn!(?target, ?role, trouble, "cannot connect; trying on");
+                            let address = target.address();
+                            tracing::warn!(address, trouble, "cannot connect; trying on");
                             *last_trouble = trouble;
                         }
                     }
@@ -183,7 +192,7 @@ async fn resolve(shared: &Shared, address: &str, turn: usize) -> Result<SocketAd
         .await
         .map_err(|error| format!("{address}: {error}"))?;
     let reachable: Vec<SocketAddr> = found
-        .filter(|found| found.is_ipv4() == local.is_ipv4())
+        .filter_map(|found| reachable_from(local, found))
         .take(ADDRESSES_MAX)
         .collect();
     match reachable.len() {
@@ -192,11 +201,16 @@ async fn resolve(shared: &Shared, address: &str, turn: usize) -> Result<SocketAd
     }
 }
 
-async fn until_missing(shared: &Shared, node: NodeId, role: Role) {
+/// Waits until a connection to the node is missing, and says which is to be dialled.
+async fn until_missing(shared: &Shared, node: NodeId) -> Role {
     let mut changes = shared.peers.changes();
-    while shared.peers.has(node, role) {
+    loop {
+        changes.borrow_and_update();
+        if let Some(role) = shared.peers.missing(node) {
+            return role;
+        }
         if changes.changed().await.is_err() {
-            return;
+            std::future::pending::<()>().await; // the network ends, and this task with it
         }
     }
 }
@@ -236,6 +250,9 @@ fn jittered(pause: Duration) -> Duration {
 /// hear of it at once; this is for those that it does not know.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// A seed whose node the directory names is a second way to it, for when the directory is wrong.
+const SEED_PAUSE: Duration = Duration::from_secs(2);
 
 /// From the first packet to the taken connection: several round trips of a far peer, with losses.
 const ATTEMPT_PATIENCE: Duration = Duration::from_secs(3);

@@ -146,9 +146,9 @@ impl Queue {
 
     fn take_now(&self) -> Vec<Bytes> {
         let mut taken = Vec::new();
-        let mut small = BytesMut::new();
         let mut bytes = 0;
         let mut waiting = self.lock();
+        let mut small = BytesMut::with_capacity(waiting.bytes.min(WRITE_BYTES_MAX));
         while let Some(frame) = waiting.frames.front() {
             if bytes > 0 && bytes + frame.len() > WRITE_BYTES_MAX {
                 break;
@@ -232,7 +232,9 @@ pub(crate) async fn read_lane(
     let is_free = |taken: &AtomicBool| !taken.swap(true, Ordering::AcqRel);
     if !reading.lanes.get(index).is_some_and(is_free) {
         counters.add(Count::Lane);
-        tracing::warn!(%from, index, "a peer opened a lane that is open, or that is none");
+        if counters.may_log() {
+            tracing::warn!(%from, index, "a peer opened a lane that is open, or that is none");
+        }
         let _ = stream.stop(STOP_NO_LANE);
         return;
     }
@@ -244,7 +246,9 @@ pub(crate) async fn read_lane(
     reading.lanes[index].store(false, Ordering::Release);
     if let Err(error) = result {
         counters.add(Count::Lane);
-        tracing::warn!(%from, lane = index, %error, "a lane was reset");
+        if counters.may_log() {
+            tracing::warn!(%from, lane = index, %error, "a lane was reset");
+        }
         let _ = stream.stop(STOP_NO_FRAME);
     }
 }
@@ -345,7 +349,7 @@ pub const LANE_FRAME_BYTES_MAX: usize = {
 /// the body of a request.
 pub const BULK_FRAME_BYTES_MAX: usize = DIRECTORY_COMMAND_FRAME_BYTES_MAX;
 
-/// What may wait on one lane, in bytes, [`FRAME_OVERHEAD_BYTES`] for each frame included: the longest
+/// What may wait on one lane, in bytes, a little for each frame's handle included: the longest
 /// frame and as much again. Nine lanes to one peer hold at most 72 MiB, when it takes nothing.
 pub const LANE_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 const _: () = assert!(2 * BULK_FRAME_BYTES_MAX <= LANE_QUEUE_BYTES_MAX);

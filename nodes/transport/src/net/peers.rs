@@ -100,6 +100,15 @@ impl Peers {
             .is_some_and(|link| link.slot(role).is_some())
     }
 
+    /// Which connection to the peer is missing; the truth plane's when both are.
+    pub(crate) fn missing(&self, peer: NodeId) -> Option<Role> {
+        let links = self.lock();
+        let link = links.get(&peer);
+        [Role::Truth, Role::Data]
+            .into_iter()
+            .find(|role| link.and_then(|link| link.slot(*role)).is_none())
+    }
+
     /// Puts a connection to use. Where this node decides, it may be a duplicate; where the peer
     /// decided, it takes the place of any other.
     pub(crate) fn take(

@@ -147,7 +147,7 @@ pub(crate) struct Serving {
 impl Serving {
     pub(crate) fn new() -> Serving {
         Serving {
-            all: Arc::new(Semaphore::new(REQUESTS_AT_ONCE_MAX)),
+            all: Arc::new(Semaphore::new(REQUESTS_SERVED_MAX)),
             long: Arc::new(Semaphore::new(LONG_AT_ONCE_MAX)),
         }
     }
@@ -248,11 +248,15 @@ async fn read_body(recv: &mut RecvStream, length: usize) -> Result<Bytes, ReadEx
 /// A request's or an answer's body: pieces of a directory's snapshot, and nothing longer.
 pub const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Requests to one peer that wait for answers, and of one peer that are served: Raft has one to each
-/// peer under way and callers come in tens; quinn allows 256 streams.
+/// Requests to one peer that wait for answers: Raft has one to each peer under way, and callers come
+/// in tens.
 pub const REQUESTS_AT_ONCE_MAX: usize = 128;
 
-/// A body that is long takes one of few turns: so a peer's requests hold 72 MiB at most.
+/// Requests of one peer that are served: twice as many, since one that was given up is still being
+/// taken back here when its asker asks the next.
+const REQUESTS_SERVED_MAX: usize = 2 * REQUESTS_AT_ONCE_MAX;
+
+/// A body that is long takes one of few turns: so a peer's requests hold 80 MiB at most.
 const SHORT_BYTES_MAX: usize = 64 * 1024;
 const LONG_AT_ONCE_MAX: usize = 4;
 

@@ -1,3 +1,5 @@
+//! The main endpoint over real sockets: order, limits, refusals, restarts.
+
 #![allow(clippy::unwrap_used)]
 
 use std::net::Ipv4Addr;
@@ -168,6 +170,26 @@ async fn bad_frames_are_counted_and_the_next_good_one_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_the_peer_reset_begins_anew() {
+    let ca = Ca::create("alpha").unwrap();
+    let mut a = Node::start(&ca, 1, 1, &[]).await;
+    let raw = Raw::join(&ca, 2, &a).await;
+    a.until_up(2).await;
+    for round in 0..3 {
+        a.send(2, Lane::Of(5), round).await;
+        let mut lane = within(raw.connection.accept_uni()).await.unwrap();
+        let mut bytes = vec![0; 1 + frame_of(round).len()];
+        lane.read_exact(&mut bytes).await.unwrap();
+        assert_eq!((bytes[0], &bytes[1..]), (5, &frame_of(round)[..]));
+        lane.stop(1u32.into()).unwrap();
+        // The writer hears of it when it writes next, and that frame is lost with the stream.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        a.send(2, Lane::Of(5), 99).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_receiver_makes_its_sender_full_and_then_resumes() {
     let ca = Ca::create("alpha").unwrap();
     let mut a = Node::start(&ca, 1, 1, &[]).await;
@@ -321,6 +343,48 @@ async fn no_session_is_ever_resumed() {
         tokio::time::sleep(Duration::from_millis(100)).await; // when a ticket would come
         connection.close(0u32.into(), b"");
     }
+}
+
+#[test]
+fn a_socket_of_ipv6_reaches_both_families() {
+    let check = |local: &str, address: &str, expected: Option<&str>| {
+        let expected = expected.map(|address| address.parse().unwrap());
+        let found = reachable_from(local.parse().unwrap(), address.parse().unwrap());
+        assert_eq!(found, expected, "{address} from {local}");
+    };
+    check("0.0.0.0:1", "10.0.0.1:7", Some("10.0.0.1:7"));
+    check("0.0.0.0:1", "[fe80::1]:7", None);
+    check("[::]:1", "[fe80::1]:7", Some("[fe80::1]:7"));
+    check("[::]:1", "10.0.0.1:7", Some("[::ffff:10.0.0.1]:7"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_that_know_one_seed_and_then_each_other_form_a_mesh() {
+    let ca = Ca::create("alpha").unwrap();
+    let a = Node::start(&ca, 1, 1, &[]).await;
+    let b = Node::start(&ca, 2, 1, &[a.seed()]).await;
+    let c = Node::start(&ca, 3, 1, &[a.seed(), "nowhere.invalid:1".to_owned()]).await;
+    let ids = |node: &Node| {
+        node.net
+            .peers()
+            .iter()
+            .map(|peer| peer.node.0)
+            .collect::<Vec<_>>()
+    };
+    until(|| ids(&a) == [2, 3] && ids(&b) == [1] && ids(&c) == [1]).await;
+    assert_eq!(c.net.missing_seeds(), ["nowhere.invalid:1"]);
+    // What a directory says, given to all.
+    let addresses: BTreeMap<NodeId, String> = [(1, &a), (2, &b), (3, &c)]
+        .map(|(id, node)| (NodeId(id), node.seed()))
+        .into();
+    for node in [&a, &b, &c] {
+        node.net.set_addresses(addresses.clone());
+    }
+    until(|| ids(&b) == [1, 3] && ids(&c) == [1, 2]).await;
+    let dropped = b.net.clone();
+    drop(b);
+    drop(dropped); // the last handle: its peers hear goodbye
+    until(|| ids(&a) == [3] && ids(&c) == [1]).await;
 }
 
 struct Node {
@@ -524,6 +588,7 @@ impl Raw {
             let raw = Raw::dial(&identity, "node.alpha", to).await;
             let greeted = Greeting::dial(&raw.connection, role, &hello, certified).await;
             greeted.unwrap().taken().await.unwrap();
+            tls::admit(&raw.connection, role);
             raws.push(raw);
         }
         let mut data = raws.pop().unwrap();

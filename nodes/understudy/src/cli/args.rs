@@ -19,7 +19,7 @@ use understudy_protocol::id::ChildId;
     propagate_version = false,
     after_help = "Examples:
   understudy dev --nodes 3                     a cluster on this machine, to try things
-  understudy call t1/counter/a increment       call a child, wherever it is
+  understudy call t1/counter/a 'add 1'         call a child, wherever it is
   understudy tree                              what runs where
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not reachable,
@@ -139,10 +139,10 @@ pub struct Dev {
 /// `understudy call`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
-  understudy call t1/counter/a increment
+  understudy call t1/counter/a 'add 1'
   understudy call t1/counter/a get --json
-  understudy call t1/counter/a increment --key 7f3a    done once, however often it is sent
-  echo increment | understudy call t1/counter/a -")]
+  understudy call t1/counter/a 'add 1' --key 7f3a    done once, however often it is sent
+  echo add 1 | understudy call t1/counter/a -")]
 #[allow(missing_docs)]
 pub struct Call {
     /// The child: tenant/kind/key, or @tenant/kind/key for a dedicated one
@@ -213,6 +213,9 @@ pub enum Node {
         /// Its configuration
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Kinds that only tests want, some of which kill their node
+        #[arg(long, hide = true)]
+        testing_kinds: bool,
     },
     /// Every node, whether it is up, and how much it runs
     #[command(after_help = "Example:

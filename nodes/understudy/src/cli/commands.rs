@@ -25,7 +25,7 @@ pub(super) async fn run(cli: &Cli, screen: &mut Screen<'_>) -> Result<Vec<u8>, F
             address,
             out,
         }) => return text(run::ca_issue(dir, name, address, out)?),
-        Command::Store(Store::Fsck { dir, probe }) => return text(run::store_fsck(dir, *probe)?),
+        Command::Store(Store::Fsck { dir, .. }) => return text(run::store_fsck(dir)?),
         Command::Dev(_) | Command::Warden { .. } | Command::Node(Node::Run { .. }) => {
             let what = "this command stays until it is stopped, and is started elsewhere";
             return Err(Failure::new(Exit::Usage, what));

@@ -11,7 +11,7 @@ pub fn cluster(cluster: &api::Cluster) -> String {
     let names = |replicas: &[api::Replica]| {
         let names: Vec<&str> = replicas
             .iter()
-            .map(|replica| node_name(replica.node.as_ref()))
+            .map(|replica| or_dash(&replica.node))
             .collect();
         names.join(", ")
     };
@@ -19,7 +19,7 @@ pub fn cluster(cluster: &api::Cluster) -> String {
         let peers: Vec<&str> = cluster.peers.iter().map(|peer| &*peer.name).collect();
         let mut text = format!(
             "The cluster is not formed. {} is connected to {}.\n",
-            cluster.node.name,
+            cluster.node,
             or_nobody(&peers.join(", "))
         );
         if !cluster.missing_seeds.is_empty() {
@@ -30,7 +30,7 @@ pub fn cluster(cluster: &api::Cluster) -> String {
         return text;
     }
     let mut table = Table::bare();
-    table.row(["leader", node_name(cluster.leader.as_ref())]);
+    table.row(["leader", or_dash(&cluster.leader)]);
     table.row([
         "nodes".to_owned(),
         format!("{} of {} live", cluster.nodes_live, cluster.nodes),
@@ -63,13 +63,13 @@ pub fn cluster(cluster: &api::Cluster) -> String {
         "applied".to_owned(),
         format!(
             "entry {} of term {}, at {}",
-            cluster.applied.index, cluster.applied.term, cluster.node.name
+            cluster.applied.index, cluster.applied.term, cluster.node
         ),
     ]);
     let mut text = table.fit(usize::MAX);
     if !cluster.missing_seeds.is_empty() {
         let seeds = cluster.missing_seeds.join(", ");
-        text.push_str(&format!("{} cannot reach {seeds}\n", cluster.node.name));
+        text.push_str(&format!("{} cannot reach {seeds}\n", cluster.node));
     }
     text
 }
@@ -121,7 +121,7 @@ pub fn units(units: &[api::Unit], columns: usize) -> String {
             unit.id.clone(),
             unit.scope.clone(),
             state(unit),
-            node_name(unit.owner.as_ref()).to_owned(),
+            or_dash(&unit.owner).to_owned(),
             unit.epoch.to_string(),
             copies(unit),
             on(unit),
@@ -139,7 +139,7 @@ pub fn unit(unit: &api::Unit) -> String {
         state(unit),
         unit.owner
             .as_ref()
-            .map_or_else(String::new, |owner| format!(" on {}", owner.name))
+            .map_or_else(String::new, |owner| format!(" on {owner}"))
     )
 }
 
@@ -170,7 +170,7 @@ pub fn explained(explained: &api::Explained) -> String {
     text
 }
 
-/// `tree`: a line a unit or supervisor; runs of like shards are one line unless `all`.
+/// `tree`: a line a unit or supervisor; shards that do the same are one line unless `all`.
 pub fn tree(root: &api::Supervisor, all: bool, columns: usize) -> String {
     let mut table = Table::bare();
     table.row(supervisor_row(String::new(), root));
@@ -189,38 +189,30 @@ pub fn event(event: &api::Event, columns: usize) -> String {
     let node = event
         .node
         .as_ref()
-        .map_or_else(String::new, |node| format!(" {}", node.name));
+        .map_or_else(String::new, |node| format!(" {node}"));
     let line = format!("{time}{node}{unit} {}: {}", event.kind, event.text);
     format!("{}\n", cut(&clean(&line), columns))
 }
 
 fn branch(table: &mut Table, supervisor: &api::Supervisor, before: &str, all: bool) {
     let groups = grouped(&supervisor.children, all);
-    let last = groups.len() - usize::from(supervisor.more == 0 && !groups.is_empty());
     for (nth, group) in groups.iter().enumerate() {
-        let (joint, below) = if nth == last {
+        let is_last = nth + 1 == groups.len() && supervisor.more == 0;
+        let (joint, below) = if is_last {
             ("└─ ", "   ")
         } else {
             ("├─ ", "│  ")
         };
+        let joint = format!("{before}{joint}");
         match group {
-            [api::Child::Unit(unit)] => table.row(unit_row(format!("{before}{joint}"), unit)),
-            [api::Child::Supervisor(of)] => {
-                table.row(supervisor_row(format!("{before}{joint}"), of));
+            Group::Supervisor(of) => {
+                table.row(supervisor_row(joint, of));
                 branch(table, of, &format!("{before}{below}"), all);
             }
-            [api::Child::Unit(first), .., api::Child::Unit(end)] => {
-                let (from, to) = (bounds(first), bounds(end));
-                let range = match (from, to) {
-                    (Some((from, _)), Some((_, to))) => format!("slots {from}..{to}"),
-                    _ => String::new(),
-                };
-                let mut row = unit_row(format!("{before}{joint}"), first);
-                row[0] = format!("{before}{joint}{range} ({} shards)", group.len());
-                row[3] = String::new();
-                table.row(row);
-            }
-            _ => {}
+            Group::Units(units) => table.row(match units.as_slice() {
+                [one] => unit_row(joint, one),
+                many => shards_row(joint, many),
+            }),
         }
     }
     if supervisor.more > 0 {
@@ -228,28 +220,63 @@ fn branch(table: &mut Table, supervisor: &api::Supervisor, before: &str, all: bo
     }
 }
 
-/// Children as they are shown: neighbouring shards that do the same in the same place together.
-fn grouped(children: &[api::Child], all: bool) -> Vec<&[api::Child]> {
-    children
-        .chunk_by(|a, b| match (a, b) {
-            (api::Child::Unit(a), api::Child::Unit(b)) if !all => {
-                let neighbours = match (bounds(a), bounds(b)) {
-                    (Some((_, end)), Some((start, _))) => end == start,
-                    _ => false,
-                };
-                let owner = |unit: &api::Unit| unit.owner.as_ref().map(|owner| owner.id.clone());
-                neighbours && a.state == b.state && owner(a) == owner(b) && copies(a) == copies(b)
-            }
-            _ => false,
-        })
-        .collect()
+/// What is on one line.
+enum Group<'a> {
+    Supervisor(&'a api::Supervisor),
+    /// Shards that do the same in the same place, or one unit.
+    Units(Vec<&'a api::Unit>),
 }
 
-/// The slots of a shard.
-fn bounds(unit: &api::Unit) -> Option<(u16, u16)> {
-    let range = unit.scope.strip_prefix("slots ")?;
-    let (start, end) = range.split_once("..")?;
-    Some((start.parse().ok()?, end.parse().ok()?))
+/// Children as they are shown, in the order in which the first of each group starts.
+fn grouped(children: &[api::Child], all: bool) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for child in children {
+        let unit = match child {
+            api::Child::Supervisor(of) => {
+                groups.push(Group::Supervisor(of));
+                continue;
+            }
+            api::Child::Unit(unit) => unit,
+        };
+        let like = |group: &&mut Group<'_>| match group {
+            Group::Units(units) => units.first().is_some_and(|first| alike(first, unit)),
+            Group::Supervisor(_) => false,
+        };
+        match groups.iter_mut().filter(|_| !all).find(like) {
+            Some(Group::Units(units)) => units.push(unit),
+            _ => groups.push(Group::Units(vec![unit])),
+        }
+    }
+    groups
+}
+
+fn alike(a: &api::Unit, b: &api::Unit) -> bool {
+    let of = |unit: &api::Unit| (unit.slots.is_some(), unit.strikes, copies(unit));
+    a.slots.is_some() && of(a) == of(b) && state(a) == state(b) && a.owner == b.owner
+}
+
+fn shards_row(before: String, shards: &[&api::Unit]) -> [String; 5] {
+    let slots: Vec<api::Slots> = shards.iter().filter_map(|unit| unit.slots).collect();
+    let in_a_row = slots.windows(2).all(|two| two[0].end == two[1].start);
+    let which = match (slots.first(), slots.last()) {
+        (Some(first), Some(last)) if in_a_row => {
+            format!(
+                "slots {}..{} ({} shards)",
+                first.start,
+                last.end,
+                slots.len()
+            )
+        }
+        _ => format!("{} shards", slots.len()),
+    };
+    let [_, doing, owner, _, copies] = unit_row(String::new(), shards[0]);
+    [
+        format!("{before}{which}"),
+        doing,
+        owner,
+        String::new(),
+        copies,
+    ]
 }
 
 fn unit_row(before: String, unit: &api::Unit) -> [String; 5] {
@@ -260,7 +287,7 @@ fn unit_row(before: String, unit: &api::Unit) -> [String; 5] {
     [
         format!("{before}{}", unit.scope),
         doing,
-        node_name(unit.owner.as_ref()).to_owned(),
+        or_dash(&unit.owner).to_owned(),
         unit.id.clone(),
         copies(unit),
     ]
@@ -287,7 +314,7 @@ fn supervisor_row(before: String, of: &api::Supervisor) -> [String; 5] {
 
 fn state(unit: &api::Unit) -> String {
     match &unit.move_to {
-        Some(to) => format!("{} to {}", unit.state, to.name),
+        Some(to) => format!("{} to {to}", unit.state),
         None => unit.state.clone(),
     }
 }
@@ -300,13 +327,13 @@ fn on(unit: &api::Unit) -> String {
     let names: Vec<&str> = unit
         .replicas
         .iter()
-        .map(|replica| node_name(replica.node.as_ref()))
+        .map(|replica| or_dash(&replica.node))
         .collect();
     names.join(",")
 }
 
-fn node_name(node: Option<&api::NodeRef>) -> &str {
-    node.map_or("-", |node| &*node.name)
+fn or_dash(node: &Option<String>) -> &str {
+    node.as_deref().unwrap_or("-")
 }
 
 fn or_nobody(names: &str) -> &str {

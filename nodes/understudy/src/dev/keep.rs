@@ -131,9 +131,16 @@ fn bound_to(parent: Pid) -> io::Result<()> {
 }
 
 async fn end(mut child: Child, mut stop: watch::Receiver<Stop>) {
-    // While it has not been waited for, its id is nobody else's.
-    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-        let _ = kill_process(pid, Signal::TERM);
+    // A node that is told once moves its units away first; told twice, it stops at once. Here all
+    // end, so there is nowhere to move them to.
+    for _ in 0..2 {
+        // While it has not been waited for, its id is nobody else's.
+        if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        if tokio::time::timeout(TOLD_APART, child.wait()).await.is_ok() {
+            return;
+        }
     }
     tokio::select! {
         _ = child.wait() => return,
@@ -150,6 +157,9 @@ async fn told_to_stop(stop: &mut watch::Receiver<Stop>) {
 
 /// How long a node may take to stop: its children write their last records.
 pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Between the two signals: two at once would be one.
+const TOLD_APART: Duration = Duration::from_millis(250);
 
 /// The first wait before a start: systemd's own.
 const WAIT_FIRST: Duration = Duration::from_millis(100);
