@@ -12,7 +12,7 @@ use minicbor::{Decode, Encode};
 use understudy_protocol::cluster::lease::holder::{Event, Refused};
 use understudy_protocol::cluster::lease::{LeaseHolder, holder, voter, warden};
 use understudy_protocol::cluster::voters::Voters;
-use understudy_protocol::cluster::{agent, controller, replication};
+use understudy_protocol::cluster::{agent, caller, controller, replication};
 use understudy_protocol::id::{
     ConfigVersion, Epoch, IncarnationId, LogId, LogIndex, NodeId, Seq, SlotRange, StoreId, UnitId,
 };
@@ -26,7 +26,7 @@ use understudy_protocol::machine::Machine;
 use understudy_protocol::supervision::Exit;
 use understudy_protocol::time::Time;
 use understudy_protocol::wire::codec::decode_exact;
-use understudy_protocol::wire::envelope::CallKey;
+use understudy_protocol::wire::envelope::{CallKey, Outcome, Route};
 use understudy_protocol::wire::heart::{DeathDigest, DeathNote, Ttl, Verdict};
 use understudy_protocol::wire::record::Head;
 
@@ -560,6 +560,39 @@ fn every_event_of_a_controller_comes_back() {
             caught_up: [StoreId(2)].into(),
         }),
         controller::Event::Tick,
+    ]);
+}
+
+#[test]
+fn every_event_of_a_caller_comes_back() {
+    let route = Route {
+        unit: UnitId(1),
+        epoch: Epoch(2),
+        node: NodeId(3),
+    };
+    come_back([
+        caller::Event::Call {
+            number: u64::MAX,
+            child: samples::child("acme/cart/u-1"),
+            key: samples::internal(7),
+            request_hash: 1,
+            body: vec![1; 300].into(),
+            patience: Duration::new(u64::MAX, 999_999_999),
+        },
+        caller::Event::Routed {
+            number: 1,
+            unit: Some(UnitId(1)),
+            route: Some(route),
+        },
+        caller::Event::Routed {
+            number: 1,
+            unit: None,
+            route: None,
+        },
+        caller::Event::Reply(samples::reply(Outcome::Unknown)),
+        caller::Event::PeerLost(NodeId(4)),
+        caller::Event::Moved(UnitId(1), Some(route)),
+        caller::Event::Tick,
     ]);
 }
 

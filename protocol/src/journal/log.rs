@@ -59,6 +59,8 @@ pub enum MachineKind {
     Replica,
     #[n(5)]
     Warden,
+    #[n(6)]
+    Caller,
 }
 
 /// One line of a log.

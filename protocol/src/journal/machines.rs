@@ -9,6 +9,7 @@ use minicbor::{Decode, Encode};
 use super::Journaled;
 use super::log::MachineKind;
 use crate::cluster::agent::{Agent, AgentSettings};
+use crate::cluster::caller::Caller;
 use crate::cluster::controller::Controller;
 use crate::cluster::directory::Directory;
 use crate::cluster::lease::{LeaseHolder, LeaseVoter, Warden};
@@ -43,6 +44,16 @@ impl Journaled for Agent {
 
     fn begin(_: Time, settings: AgentSettings) -> Agent {
         Agent::new(settings)
+    }
+}
+
+impl Journaled for Caller {
+    const KIND: MachineKind = MachineKind::Caller;
+    /// The gateway's incarnation.
+    type Start = IncarnationId;
+
+    fn begin(_: Time, gateway: IncarnationId) -> Caller {
+        Caller::new(gateway)
     }
 }
 

@@ -10,6 +10,7 @@ use core::fmt::{self, Debug};
 use super::Journaled;
 use super::log::{ActionSum, Closing, Line, LogReader, MachineKind, PROGRAM, ReadError};
 use crate::cluster::agent::Agent;
+use crate::cluster::caller::Caller;
 use crate::cluster::controller::Controller;
 use crate::cluster::lease::{LeaseHolder, LeaseVoter, Warden};
 use crate::cluster::replication::Replica;
@@ -172,6 +173,7 @@ pub fn replay(bytes: &[u8], watch: &mut dyn FnMut(Step<'_>)) -> Result<Replayed,
         MachineKind::LeaseVoter => drive::<LeaseVoter>(reader, at, with, watch),
         MachineKind::Replica => drive::<Replica>(reader, at, with, watch),
         MachineKind::Warden => drive::<Warden>(reader, at, with, watch),
+        MachineKind::Caller => drive::<Caller>(reader, at, with, watch),
     }
 }
 
@@ -230,13 +232,16 @@ fn drive<M: Journaled>(
                 }
             }
             Line::Closed(why) => {
-                run.settle_refusal(false)?;
                 // Nothing may follow it.
                 if reader.next_line()?.is_some() {
                     return Err(ReplayError::BadOrder { line: lines + 1 });
                 }
                 break match why {
-                    Closing::Stopped => End::Stopped,
+                    Closing::Stopped => {
+                        run.settle_refusal(false)?;
+                        End::Stopped
+                    }
+                    // There may have been no room to say that the last event was refused.
                     Closing::Full => End::Full,
                 };
             }
