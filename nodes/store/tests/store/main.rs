@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
+mod damage;
+mod kills;
 mod raft_log;
 mod replica_thread;
 mod support;
