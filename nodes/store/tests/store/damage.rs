@@ -42,7 +42,7 @@ const SERVED: i32 = 40;
 const SERVED_WITH_LOSS: i32 = 41;
 const REBUILT: i32 = 42;
 
-fn probe() -> Probe {
+pub(crate) fn probe() -> Probe {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/store/probe.sh");
     // A hang takes as long as this; a sound store of a megabyte is read in a hundredth.
     Probe::new(script).within(Duration::from_secs(4))

@@ -15,6 +15,7 @@ use understudy_supervision::clock;
 use understudy_supervision::store::CheckpointStore;
 use understudy_supervision::store::conformance::promise;
 
+use crate::damage::probe;
 use crate::support::{Random, chain, child, next_record};
 
 const CHILDREN: [&str; 5] = ["t/k/a", "t/k/b", "t/k/c", "@t/k/own", "t/k/large"];
@@ -74,6 +75,55 @@ fn a_killed_writer_loses_nothing_it_acknowledged() {
         known = heard.unwrap_or(known);
         check(folder.path(), known, round);
     }
+}
+
+/// A power failure may also take what the killed writer's last writes reached of the disk.
+#[test]
+fn what_a_torn_end_takes_of_the_acknowledged_is_told() {
+    let mut random = Random(0x7EA2);
+    let (mut told, mut aside) = (0, 0);
+    for round in 0..12 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = spawn(folder.path(), round);
+        let (first, life) = (Duration::from_secs(60), random.below(100));
+        let heard = listen(&mut writer, Some(first), Duration::from_millis(life));
+        let known = heard.expect("the writer begins to write");
+        tear(folder.path(), random.below(60_000) + 1);
+        let mut store = DataDir::open(folder.path(), OnDamage::Rebuild, Some(&probe())).unwrap();
+        if store.rebuilt.is_some() {
+            aside += 1;
+            continue;
+        }
+        let opened = store.records.opened().unwrap();
+        let cut = opened.cut != CutMark::default();
+        told += u32::from(cut);
+        let promised = opened.promises.first().map_or(0, |(_, epoch)| epoch.0);
+        assert!(
+            promised >= known.promise,
+            "round {round}: a promise is forgotten"
+        );
+        for (nth, name) in CHILDREN.into_iter().enumerate() {
+            let records = read_all(&mut store, &child(name));
+            let last = records.last().map_or(0, |record| record.seq.0);
+            let mut chains = opened.chains.iter();
+            let damaged = chains.any(|chain| chain.child.as_str() == name && chain.damaged);
+            assert!(
+                last >= known.tails[nth] || cut || damaged,
+                "round {round}: {name} ends at {last} without a word, acknowledged was {known:?}"
+            );
+        }
+    }
+    println!("{told} were told of, {aside} stores were put aside");
+    assert!(told + aside > 0, "nothing was torn");
+}
+
+/// Takes so many bytes off the end of what was written of the records.
+fn tear(data: &Path, bytes: u64) {
+    let path = data.join("store/records/sled/db");
+    let content = std::fs::read(&path).unwrap();
+    let end = content.iter().rposition(|byte| *byte != 0).unwrap() as u64;
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(end.saturating_sub(bytes)).unwrap();
 }
 
 fn spawn(folder: &Path, round: u32) -> Child {

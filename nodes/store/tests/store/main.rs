@@ -3,6 +3,7 @@
 
 mod conformance;
 mod damage;
+mod full_disk;
 mod kills;
 mod raft_log;
 mod replica_thread;
