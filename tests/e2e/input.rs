@@ -23,6 +23,9 @@ async fn a_misspelt_key_is_answered_with_the_one_that_was_meant() -> Result<()> 
         .output()?;
     let said = String::from_utf8_lossy(&run.stderr);
     assert_eq!(run.status.code(), Some(2), "{said}");
-    assert!(said.contains("on_damge") && said.contains("on_damage"), "{said}");
+    assert!(
+        said.contains("on_damge") && said.contains("on_damage"),
+        "{said}"
+    );
     Ok(())
 }

@@ -11,8 +11,8 @@ use understudy_tests::cluster::{Cluster, Options};
 use crate::exe;
 
 /// A cluster with callers at work.
-pub struct Story {
-    pub cluster: Cluster,
+pub(crate) struct Story {
+    pub(crate) cluster: Cluster,
     callers: Option<Callers>,
     ledger: Ledger,
     probes: u64,
@@ -20,7 +20,7 @@ pub struct Story {
 
 impl Story {
     /// Three nodes, `COUNTERS` counters that have answered once, and callers that go on.
-    pub async fn begin(options: Options) -> Result<Story> {
+    pub(crate) async fn begin(options: Options) -> Result<Story> {
         let cluster = Cluster::start(exe(), options).await?;
         let mut story = Story {
             cluster,
@@ -41,13 +41,17 @@ impl Story {
     }
 
     /// Each of these counters takes one new step within `bound`; how long the last of them took.
-    pub async fn all_answer(&mut self, counters: &[usize], bound: Duration) -> Result<Duration> {
+    pub(crate) async fn all_answer(
+        &mut self,
+        counters: &[usize],
+        bound: Duration,
+    ) -> Result<Duration> {
         let urls = self.cluster.urls();
         self.all_answer_at(&urls, counters, bound).await
     }
 
     /// As above, asked at these addresses.
-    pub async fn all_answer_at(
+    pub(crate) async fn all_answer_at(
         &mut self,
         urls: &[String],
         counters: &[usize],
@@ -71,14 +75,14 @@ impl Story {
     }
 
     /// The addresses of all nodes but one.
-    pub fn others(&self, nth: usize) -> Vec<String> {
+    pub(crate) fn others(&self, nth: usize) -> Vec<String> {
         let others = (0..self.cluster.size()).filter(|other| *other != nth);
         others.map(|other| self.cluster.url(other)).collect()
     }
 
     /// The counters of a node, and what they take to answer elsewhere after `fault`; the node is
     /// started again afterwards if it has ended, and the cluster is whole again.
-    pub async fn strike(
+    pub(crate) async fn strike(
         &mut self,
         victim: usize,
         bound: Duration,
@@ -92,18 +96,18 @@ impl Story {
     }
 
     /// Waits until the cluster is whole again.
-    pub async fn whole(&mut self) -> Result<()> {
+    pub(crate) async fn whole(&mut self) -> Result<()> {
         self.cluster.wait_whole(WHOLE).await
     }
 
     /// Steps acknowledged so far.
-    pub fn acknowledged(&self) -> u64 {
+    pub(crate) fn acknowledged(&self) -> u64 {
         let going_on = self.callers.as_ref().map_or(0, Callers::acknowledged);
         self.ledger.acknowledged + going_on
     }
 
     /// Whether callers are told something new within `bound`.
-    pub async fn goes_on(&self, bound: Duration) -> bool {
+    pub(crate) async fn goes_on(&self, bound: Duration) -> bool {
         let before = self.acknowledged();
         let began = Instant::now();
         while began.elapsed() < bound {
@@ -116,13 +120,15 @@ impl Story {
     }
 
     /// The last lines of every node's log.
-    pub fn logs(&self) -> String {
-        let logs: Vec<String> = (0..self.cluster.size()).map(|nth| self.cluster.log(nth)).collect();
+    pub(crate) fn logs(&self) -> String {
+        let logs: Vec<String> = (0..self.cluster.size())
+            .map(|nth| self.cluster.log(nth))
+            .collect();
         logs.join("\n")
     }
 
     /// The judgement: every acknowledged step is there exactly once, and no process is left.
-    pub async fn end(mut self) -> Result<Ledger> {
+    pub(crate) async fn end(mut self) -> Result<Ledger> {
         if let Some(callers) = self.callers.take() {
             self.ledger.merge(callers.finish().await);
         }
@@ -146,7 +152,7 @@ impl Story {
 }
 
 /// Counters of a test: several in each node's shards.
-pub const COUNTERS: usize = 120;
+pub(crate) const COUNTERS: usize = 120;
 
 /// Callers at once.
 const CALLERS: usize = 4;

@@ -81,14 +81,14 @@ pub enum StoreError {
         limit_percent: u8,
     },
     /// The file system had no room in the middle of a commit. Whether the commit is on the disk is
-    /// not known. The store has failed for good: make room and open it again.
+    /// not known. The store has failed for good: make room, end this process and start again.
     #[error("no space left under {}: make room and start again", path.display())]
     NoSpace {
         /// The store's folder.
         path: PathBuf,
     },
     /// A commit failed, now or earlier. Whether that commit is on the disk is not known; reads go on.
-    /// The store has failed for good: open it again.
+    /// The store has failed for good: end this process and start again.
     #[error("the store failed: {reason}")]
     Failed {
         /// What went wrong first.
@@ -100,7 +100,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the store takes nothing more until it is opened again.
+    /// Whether the store takes nothing more until it is opened again by another process.
     pub fn is_final(&self) -> bool {
         matches!(self, StoreError::NoSpace { .. } | StoreError::Failed { .. })
     }

@@ -82,9 +82,12 @@ impl Events {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let id = history.back().map_or(1, |last| last.id + 1);
+        // A date for people; nothing is decided by it.
+        #[allow(clippy::disallowed_methods)]
+        let at = SystemTime::now();
         let event = Arc::new(ClusterEvent {
             id,
-            at: SystemTime::now(),
+            at,
             node,
             unit: unit.map(|(unit, _)| unit),
             epoch: unit.map(|(_, epoch)| epoch),

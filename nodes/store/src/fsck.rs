@@ -97,26 +97,21 @@ pub fn fsck(data: &Path) -> Result<FsckReport, FsckError> {
 }
 
 /// What `understudy store fsck --probe DATA` does in a process of its own, under a node that holds
-/// the lock: looks through the databases, prints one line, and returns the exit status. Chunks are
-/// not looked at: they are checked when they are read.
+/// the lock: looks through the databases, says so on its standard output, and returns the exit status
+/// (0 when the store can go on, else 1). Chunks are not looked at: they are checked when they are
+/// read.
 pub fn probe(data: &Path) -> u8 {
-    match inspect(&data.join(data_dir::STORE), false) {
+    println!("{SAYS}{SAYS_BEGUN}");
+    let verdict = match inspect(&data.join(data_dir::STORE), false) {
         Ok(report) => match report.damages.iter().find(|damage| damage.is_fatal()) {
-            None => PROBE_USABLE,
-            Some(damage) => {
-                println!("{damage}");
-                PROBE_DAMAGED
-            }
+            None => SAYS_USABLE.to_owned(),
+            Some(damage) => format!("{SAYS_DAMAGED}{damage}"),
         },
-        Err(error @ FsckError::Newer { .. }) => {
-            println!("{error}");
-            PROBE_NEWER
-        }
-        Err(error) => {
-            println!("{error}");
-            PROBE_REFUSED
-        }
-    }
+        Err(error @ FsckError::Newer { .. }) => format!("{SAYS_NEWER}{error}"),
+        Err(error) => format!("{SAYS_REFUSED}{error}"),
+    };
+    println!("{SAYS}{verdict}");
+    u8::from(verdict != SAYS_USABLE)
 }
 
 /// Looks through an unlocked store.
@@ -175,11 +170,16 @@ fn look<T>(
     }
 }
 
-/// The probe's exit status: the store can go on.
-pub(crate) const PROBE_USABLE: u8 = 0;
+/// Begins each line of the probe. Its words count and not its exit status, since any program that
+/// was started by mistake has one.
+pub(crate) const SAYS: &str = "understudy probe: ";
+/// It is the probe, and looks from now on: how it ends says something of the store.
+pub(crate) const SAYS_BEGUN: &str = "begun";
+/// The store can go on.
+pub(crate) const SAYS_USABLE: &str = "usable";
 /// The store must not be used under its id again.
-pub(crate) const PROBE_DAMAGED: u8 = 1;
-/// It could not be looked at; it may be sound.
-pub(crate) const PROBE_REFUSED: u8 = 2;
+pub(crate) const SAYS_DAMAGED: &str = "damaged: ";
 /// A later version wrote it.
-pub(crate) const PROBE_NEWER: u8 = 3;
+pub(crate) const SAYS_NEWER: &str = "newer: ";
+/// It could not be looked at; it may be sound.
+pub(crate) const SAYS_REFUSED: &str = "refused: ";

@@ -5,7 +5,8 @@
 //!
 //! What is known of sled 0.34.7, and what is done about it:
 //!
-//! - A commit is one batch of one tree: sled recovers it whole or not at all.
+//! - A commit is one batch of one tree: after a kill sled recovers it whole or not at all. One that
+//!   failed for want of space may be there in part; the sums tell when it is opened again.
 //! - `flush` hands bytes to the kernel and no further, so the database's file is flushed through a
 //!   second descriptor. A leaf of several large values becomes a file in `blobs/` that sled never
 //!   flushes at all: so new files there are, and their folder.
@@ -14,12 +15,16 @@
 //! - A damaged end of its log looks to sled like a torn write. Therefore each commit has a number and
 //!   what all values add up to ([`Sum`](crate::value::Sum)), and the last number stands in a
 //!   [`mark`](crate::mark) outside.
-//! - After an error sled's state is not known: the ledger has failed until it is opened again.
+//! - After an error sled's state is not known: the ledger has failed for good, and its handle is never
+//!   closed, since closing flushes and that waits for ever for a write that failed (seen with a full
+//!   disk). So the process must end before the database can be opened again.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -32,7 +37,6 @@ use crate::mark::{Found as FoundMark, Mark, Marked};
 use crate::value::{Broken, seal, unseal};
 
 /// An open database.
-#[derive(Debug)]
 pub(crate) struct Ledger {
     db: sled::Db,
     folder: PathBuf,
@@ -183,7 +187,11 @@ impl Ledger {
             number,
             binding: if binding { number } else { self.marked.binding },
         };
-        match self.flush(batch, marked) {
+        // sled asserts what damaged files break; whoever waits for this commit must hear of it.
+        let flushed = catch_unwind(AssertUnwindSafe(|| self.flush(batch, marked)));
+        let flushed =
+            flushed.unwrap_or_else(|_| Err(sled::Error::ReportableBug("sled panicked".into())));
+        match flushed {
             Ok(()) => {
                 self.marked = marked;
                 Ok(())
@@ -259,8 +267,23 @@ impl Ledger {
     fn fail(&mut self, error: &sled::Error) -> StoreError {
         let failed = store_error(&self.folder, error);
         tracing::error!(folder = %self.folder.display(), %error, "a commit failed");
+        if self.failed.is_none() {
+            // Keeps the last handle from being closed: that could wait for ever.
+            std::mem::forget(self.db.clone());
+        }
         self.failed = Some(failed.clone());
         failed
+    }
+}
+
+/// sled's own `Debug` writes out the whole content.
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ledger")
+            .field("folder", &self.folder)
+            .field("marked", &self.marked)
+            .field("failed", &self.failed)
+            .finish_non_exhaustive()
     }
 }
 

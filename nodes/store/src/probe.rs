@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, prl
 use understudy_supervision::clock;
 
 use crate::data_dir::OpenError;
-use crate::fsck::{PROBE_DAMAGED, PROBE_NEWER, PROBE_USABLE};
+use crate::fsck::{SAYS, SAYS_BEGUN, SAYS_DAMAGED, SAYS_NEWER, SAYS_REFUSED, SAYS_USABLE};
 use crate::ledger::DATABASE;
 
 /// What the probe found.
@@ -75,27 +75,45 @@ pub(crate) fn run(probe: &Probe, data: &Path, records: &Path) -> Result<Verdict,
         let _ = child.kill();
         let _ = child.wait();
     }
-    match ended.map_err(|error| not_run(&error))? {
-        Some(status) => judge(status, &said(&mut child)),
-        None => Ok(Verdict::Damaged(format!(
-            "the probe was not done after {} s",
-            limit.as_secs()
-        ))),
-    }
+    let ended = ended.map_err(|error| not_run(&error))?;
+    judge(ended, limit, &said(&mut child))
 }
 
-fn judge(status: ExitStatus, said: &str) -> Result<Verdict, OpenError> {
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    match (code, status.signal()) {
-        (Some(PROBE_USABLE), _) => Ok(Verdict::Usable),
-        (Some(PROBE_DAMAGED), _) => Ok(Verdict::Damaged(said.to_owned())),
-        (Some(PROBE_NEWER), _) => Err(OpenError::Newer(said.to_owned())),
-        (Some(PANICKED), _) => Ok(Verdict::Damaged("the probe panicked".into())),
-        (_, Some(signal)) if DIED_OF_DAMAGE.iter().any(|died| died.as_raw() == signal) => Ok(
-            Verdict::Damaged(format!("the probe died of signal {signal}")),
-        ),
-        // It could not look, or somebody ended it: that says nothing of the store.
-        _ => Err(OpenError::Probe(format!("{status} {said}"))),
+/// What the probe's words mean and, when it did not come to an end with them, how it ended.
+fn judge(ended: Option<ExitStatus>, limit: Duration, said: &str) -> Result<Verdict, OpenError> {
+    let words: Vec<&str> = said
+        .lines()
+        .filter_map(|line| Some(line.split_once(SAYS)?.1))
+        .collect();
+    let [SAYS_BEGUN, rest @ ..] = &words[..] else {
+        return Err(OpenError::Probe("what was started is no probe".into()));
+    };
+    let word = rest.first().copied().unwrap_or_default();
+    if word == SAYS_USABLE {
+        return Ok(Verdict::Usable);
+    }
+    if let Some(reason) = word.strip_prefix(SAYS_DAMAGED) {
+        return Ok(Verdict::Damaged(reason.to_owned()));
+    }
+    if let Some(reason) = word.strip_prefix(SAYS_NEWER) {
+        return Err(OpenError::Newer(reason.to_owned()));
+    }
+    if let Some(reason) = word.strip_prefix(SAYS_REFUSED) {
+        return Err(OpenError::Probe(reason.to_owned()));
+    }
+    let Some(status) = ended else {
+        let seconds = limit.as_secs();
+        let reason = format!("the probe was not done after {seconds} s");
+        return Ok(Verdict::Damaged(reason));
+    };
+    let died_of_damage = status.code() == Some(PANICKED)
+        || DIED_OF_DAMAGE
+            .iter()
+            .any(|died| status.signal() == Some(died.as_raw()));
+    match died_of_damage {
+        true => Ok(Verdict::Damaged(format!("the probe died of it: {status}"))),
+        // Somebody ended it: that says nothing of the store.
+        false => Err(OpenError::Probe(format!("it ended early: {status}"))),
     }
 }
 
@@ -140,7 +158,7 @@ fn wait(child: &mut Child, limit: Duration) -> rustix::io::Result<Option<ExitSta
     }
 }
 
-/// The one line that the probe said.
+/// What the probe said.
 fn said(child: &mut Child) -> String {
     let mut said = Vec::new();
     if let Some(stdout) = child.stdout.take() {
@@ -167,7 +185,7 @@ const MEMORY_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 const CPU_SECONDS_A_SECOND: u64 = 4;
 
 /// What a panicking Rust program exits with.
-const PANICKED: u8 = 101;
+const PANICKED: i32 = 101;
 /// Out of memory, out of time, or sled's own mistakes on damaged pages.
 const DIED_OF_DAMAGE: [Signal; 7] = [
     Signal::ABORT,
@@ -179,5 +197,5 @@ const DIED_OF_DAMAGE: [Signal; 7] = [
     Signal::XCPU,
 ];
 
-/// More than one line.
+/// More than its two lines.
 const SAID_BYTES_MAX: u64 = 4_096;

@@ -16,6 +16,7 @@ mod scan;
 mod snapshot;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::{Path, PathBuf};
@@ -222,7 +223,6 @@ impl Drop for Writer {
     }
 }
 
-#[derive(Debug)]
 struct Shared {
     db: sled::Db,
     folder: PathBuf,
@@ -237,6 +237,15 @@ struct State {
     /// Entries that are queued.
     pending: BTreeMap<u64, Bytes>,
     failed: Option<StoreError>,
+}
+
+/// sled's own `Debug` writes out the whole content.
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("folder", &self.folder)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Shared {

@@ -26,6 +26,7 @@ mod scan;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -45,7 +46,6 @@ use index::Index;
 pub(crate) use scan::Found;
 
 /// The records of one store. Used from one thread.
-#[derive(Debug)]
 pub struct SledStore {
     id: StoreId,
     ledger: Ledger,
@@ -54,6 +54,16 @@ pub struct SledStore {
     opened: Option<Opened>,
     /// Outlives the ledger: fields are dropped in order.
     _lock: Option<Arc<Lock>>,
+}
+
+/// Without its content.
+impl fmt::Debug for SledStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SledStore")
+            .field("id", &self.id)
+            .field("ledger", &self.ledger)
+            .finish_non_exhaustive()
+    }
 }
 
 impl SledStore {

@@ -5,7 +5,7 @@
 //! to ask. Never decides anything.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use understudy_config::Config;
@@ -40,7 +40,7 @@ pub struct Node {
     net: Net,
     replica: Arc<ReplicaThread>,
     heart: HeartThread,
-    gateway: JoinHandle<()>,
+    tasks: JoinSet<()>,
     stop_gateway: oneshot::Sender<()>,
     warden: WardenClient,
     config: Config,
@@ -167,7 +167,7 @@ impl Node {
                 let _ = feeder.feed(until);
             }),
             lapsed: Box::new(|| fatal("the lease has lapsed (L6)")),
-            abort: Arc::new(|why| fatal(why)),
+            abort: Arc::new(fatal),
         };
         let own = identity.clone();
         let socket = move || {
@@ -223,7 +223,8 @@ impl Node {
                 seed: random()?,
             },
         );
-        resend(&handle, left, notes);
+        let mut tasks = JoinSet::new();
+        resend(&mut tasks, &handle, left, &notes);
 
         let listener = TcpListener::bind(config.gateway.listen)
             .await
@@ -234,7 +235,7 @@ impl Node {
             understudy_gateway::serve(listener, handle.clone(), token, Reach::Loopback, async {
                 let _ = stopped.await;
             });
-        let gateway = tokio::spawn(async move {
+        tasks.spawn(async move {
             if let Err(error) = serving.await {
                 error!(%error, "the HTTP surface has ended");
             }
@@ -246,7 +247,7 @@ impl Node {
             net,
             replica,
             heart,
-            gateway,
+            tasks,
             stop_gateway,
             warden,
             config,
@@ -293,11 +294,12 @@ impl Node {
 
     /// Ends the node in the order that loses least: no new calls, children stopped, Raft and store
     /// flushed, network closed. Its units must have been moved before, or are taken over.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         let _ = self.stop_gateway.send(());
-        let gateway = self.gateway;
-        if tokio::time::timeout(GATEWAY_LIMIT, gateway).await.is_err() {
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(GATEWAY_LIMIT, ended).await.is_err() {
             warn!("some requests did not end in time");
+            self.tasks.abort_all();
         }
         self.core.stop().await;
         self.heart.stop();
@@ -341,11 +343,10 @@ pub async fn end_own_drain(handle: &Handle, marker: &Path) {
 }
 
 /// The notes of earlier starts go to the leader until the directory has no use for them (L11).
-fn resend(handle: &Handle, notes: Vec<DeathNote>, folder: PathBuf) {
+fn resend(tasks: &mut JoinSet<()>, handle: &Handle, notes: Vec<DeathNote>, folder: &Path) {
     for note in notes {
-        let (handle, folder) = (handle.clone(), folder.clone());
-        // Ends by itself: after the last try, or with the node's runtime.
-        tokio::spawn(async move {
+        let (handle, folder) = (handle.clone(), folder.to_owned());
+        tasks.spawn(async move {
             let incarnation = note.incarnation;
             let command = Command::DeathNote {
                 incarnation,
@@ -378,11 +379,14 @@ fn fatal(why: &str) {
     error!("{why}; the process ends, to be started again");
     // Another thread may hold what an orderly exit waits for.
     let _ = std::thread::Builder::new().spawn(|| {
+        #[allow(clippy::disallowed_methods)] // nothing is waited for but the end itself
         std::thread::sleep(EXIT_LIMIT);
         let _ =
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     });
-    std::process::exit(EXIT_FATAL);
+    // No destructor may run on: the warden kills what is left.
+    #[allow(clippy::disallowed_methods)]
+    std::process::exit(EXIT_FATAL)
 }
 
 /// The heart's way to other hearts.

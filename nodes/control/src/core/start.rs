@@ -6,7 +6,7 @@ use super::*;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use understudy_protocol::cluster::agent::AgentSettings;
 use understudy_protocol::id::IncarnationId;
 use understudy_protocol::wire::heart::{DeathDigest, Ttl};
@@ -99,7 +99,7 @@ pub struct InboxEnds {
 
 /// The running core.
 pub struct CoreTask {
-    task: JoinHandle<Core>,
+    task: JoinSet<Core>,
     stop: oneshot::Sender<()>,
 }
 
@@ -211,16 +211,19 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         peers: parts.inbox.peers,
         stop: stop_end,
     };
-    let task = tokio::spawn(core.run(inputs));
+    let mut task = JoinSet::new();
+    task.spawn(core.run(inputs));
     (Handle::new(asks, view_end, events), CoreTask { task, stop })
 }
 
 impl CoreTask {
     /// Ends the core and everything that it started. Children are stopped; what they had not
     /// acknowledged is lost with them.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         let _ = self.stop.send(());
-        let Ok(core) = self.task.await else { return };
+        let Some(Ok(core)) = self.task.join_next().await else {
+            return;
+        };
         core.driver.shutdown().await;
         core.raft.shutdown().await;
         core.outlet.close().await;

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
+mod damage;
+mod full_disk;
+mod kills;
 mod raft_log;
 mod replica_thread;
 mod support;

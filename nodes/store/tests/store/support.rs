@@ -30,7 +30,8 @@ pub(crate) fn next_record(child: &ChildId, prev: Head, bytes_max: usize) -> Reco
     let text = format!("{child} {seq} ");
     let mut random = Random(u64::from(understudy_protocol::wire::checksum(text.as_bytes())) | 1);
     let length = random.below(bytes_max as u64) as usize;
-    let body: Vec<u8> = text.bytes().cycle().take(length).collect();
+    let mut body = text.repeat(length / text.len() + 1).into_bytes();
+    body.truncate(length);
     let (epoch, config) = (Epoch(1), ConfigVersion(1));
     Record::chained(
         child.clone(),

@@ -1,3 +1,5 @@
+//! The controller, as a leader and as a follower.
+
 use super::*;
 use crate::cluster::directory::{Formation, Registration, Void};
 use crate::id::{NodeId, Term};
