@@ -480,7 +480,7 @@ fn every_event_of_a_heart_and_a_warden_comes_back() {
     let voters = Voters::first([StoreId(1)]).joint([StoreId(2)].into());
     let (node, incarnation) = (NodeId(1), IncarnationId(u64::MAX));
     let secret = [0xA5; 32];
-    let facts = vec![
+    let facts = [
         voter::Fact::Live {
             node,
             incarnation,

@@ -244,7 +244,7 @@ mod tests {
         sink.write(b"soon");
         let path = folder.path().join("agent.log");
         let is_there = (0..500).any(|_| {
-            thread::sleep(WRITE_PERIOD);
+            thread::park_timeout(WRITE_PERIOD);
             fs::read(&path).unwrap() == b"soon"
         });
         assert!(is_there);
