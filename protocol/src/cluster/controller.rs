@@ -18,7 +18,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::directory::{self, Command, Directory, Entry, GRANTS_MAX, Grant};
+use super::directory::{self, Command, Directory, Entry, GRANTS_MAX, Grant, IncarnationEntry};
 use super::placement;
 use super::voters::VOTERS_MAX;
 use crate::id::{IncarnationId, LogId, LogIndex, StoreId, UnitId, VotersVersion};
@@ -35,6 +35,9 @@ pub struct Controller {
     clock_moved: Time,
     /// State of the generator that stamps entries.
     random: u64,
+    /// Proofs of death that were heard, for whoever leads when they come; one each at most of the
+    /// incarnations that are listed.
+    notes: BTreeMap<IncarnationId, DeathNote>,
     leading: Option<Leading>,
     members: RaftMembers,
     actions: VecDeque<Action>,
@@ -123,7 +126,6 @@ struct Leading {
     sightings: BTreeMap<StoreId, Seen>,
     /// Who reported which expulsion's promises over.
     reports: BTreeMap<LogId, BTreeSet<StoreId>>,
-    notes: BTreeMap<IncarnationId, DeathNote>,
     /// Since when each live incarnation is known to this leader.
     known: BTreeMap<IncarnationId, Time>,
     /// Since when an incarnation has not applied this grant.
@@ -165,6 +167,7 @@ impl Controller {
             directory,
             clock_moved: now,
             random: seed,
+            notes: BTreeMap::new(),
             leading: None,
             members: RaftMembers::default(),
             actions: VecDeque::new(),
@@ -211,6 +214,7 @@ impl Controller {
             }
         }
         if let Some(over) = stood.filter(|over| !self.directory.incarnations().contains_key(over)) {
+            self.notes.remove(&over);
             self.actions.push_back(Action::Over(over));
         }
         if let Some(leading) = &mut self.leading {
@@ -266,18 +270,23 @@ impl Controller {
         let mut expelled = Vec::new();
         for incarnation in live {
             let known = *leading.known.entry(incarnation).or_insert(now);
-            let unpromised = self.directory.voters().majority(|voter| {
+            let sighted = |voter: StoreId| {
                 let seen = leading
                     .sightings
                     .get(&voter)
                     .filter(|seen| now.since(seen.at) < ttl);
-                let sighted = seen.and_then(|seen| seen.live.get(&incarnation));
-                sighted.is_some_and(|sighted| !sighted.promised)
-            });
-            // A start that is new to the voters must first get to renew.
-            let grace = now.since(known) >= ttl * NEW_GRACE_TTL;
-            if (unpromised && grace)
-                || leading.lags(now, incarnation, &self.directory, ttl * LAG_TTL)
+                seen.and_then(|seen| seen.live.get(&incarnation))
+            };
+            let unpromised = self
+                .directory
+                .voters()
+                .majority(|voter| sighted(voter).is_some_and(|sighted| !sighted.promised));
+            // A start that is new to the voters must first get to renew; one that has renewed is not
+            // new to them, though it is to a new leader.
+            let renewed = |voter| sighted(voter).is_some_and(|seen| seen.applied > LogIndex::ZERO);
+            let old = self.directory.voters().iter().any(renewed)
+                || now.since(known) >= ttl * NEW_GRACE_TTL;
+            if (unpromised && old) || leading.lags(now, incarnation, &self.directory, ttl * LAG_TTL)
             {
                 expelled.push(incarnation);
             }
@@ -297,18 +306,16 @@ impl Controller {
             return;
         };
         let incarnations = self.directory.incarnations();
-        leading
-            .notes
-            .retain(|incarnation, _| incarnations.contains_key(incarnation));
+        // A voter may speak of an entry before it is applied here.
+        let applied = self.directory.applied().index;
         let held = |id: &LogId| {
-            incarnations
-                .values()
-                .any(|entry| entry.expelled == Some(*id))
+            let stands = |entry: &IncarnationEntry| entry.expelled == Some(*id);
+            id.index > applied || incarnations.values().any(stands)
         };
         leading.reports.retain(|expel, _| held(expel));
         let mut commands = Vec::new();
         for (incarnation, entry) in incarnations {
-            if let Some(note) = leading
+            if let Some(note) = self
                 .notes
                 .get(incarnation)
                 .filter(|note| note.proves(&entry.death))
@@ -568,7 +575,6 @@ impl Leading {
             since: now,
             sightings: BTreeMap::new(),
             reports: BTreeMap::new(),
-            notes: BTreeMap::new(),
             known: BTreeMap::new(),
             lagging: BTreeMap::new(),
             joint_held: None,
@@ -668,6 +674,9 @@ impl Machine for Controller {
             Event::Skip(id) => self.applied(now, directory::Event::Skip(id))?,
             Event::Install(directory) => {
                 self.directory = directory;
+                let listed = self.directory.incarnations();
+                self.notes
+                    .retain(|incarnation, _| listed.contains_key(incarnation));
                 self.clock_moved = now;
                 self.actions.push_back(Action::Membership);
                 let units = self.directory.units().keys().copied().collect();
@@ -705,10 +714,10 @@ impl Machine for Controller {
                 }
             }
             Event::Died(note) => {
-                let leading = self.leading.as_mut().ok_or(Refused::NotLeading)?;
+                // Also for one that does not lead: a note may come while nobody does.
                 let entry = self.directory.incarnations().get(&note.incarnation);
                 if entry.is_some_and(|entry| note.proves(&entry.death)) {
-                    leading.notes.insert(note.incarnation, note);
+                    self.notes.insert(note.incarnation, note);
                 }
             }
             Event::Members(members) => self.members = members,

@@ -81,6 +81,7 @@ impl World {
         self.tell(Event::Apply(id, entry)).expect("the next entry");
     }
 
+    /// What was proposed since, but for grants.
     fn proposed(&mut self) -> Vec<Command> {
         let actions = core::iter::from_fn(|| self.leader.poll_action());
         actions
@@ -88,6 +89,7 @@ impl World {
                 Action::Propose(entry) => Some(entry.command),
                 _ => None,
             })
+            .filter(|command| !matches!(command, Command::Grant { .. }))
             .collect()
     }
 }
@@ -112,4 +114,103 @@ fn a_registration_that_would_be_void_is_not_proposed() {
         .tell(Event::Forwarded(register(1, 3)))
         .expect("proposed");
     assert_eq!(world.proposed(), [register(1, 3)]);
+}
+
+/// What two of three voters see of `incarnation(1, 1)`.
+fn sight(world: &mut World, applied: u64) {
+    for voter in [2, 3] {
+        let sighted = Sighted {
+            incarnation: incarnation(1, 1),
+            promised: false,
+            applied: LogIndex(applied),
+        };
+        let voters = world.leader.directory().voters().version;
+        let voter = StoreId(voter);
+        let sighting = Sighting {
+            voter,
+            voters,
+            sighted: [sighted].into(),
+        };
+        world.tell(Event::Sighted(sighting)).expect("taken in");
+    }
+}
+
+#[test]
+fn a_new_start_gets_to_renew_and_one_that_has_renewed_has_no_grace() {
+    let expel = Command::Expel {
+        incarnation: incarnation(1, 1),
+    };
+    let mut world = World::new();
+    sight(&mut world, 0);
+    assert_eq!(world.proposed(), []);
+    sight(&mut world, 4);
+    assert_eq!(world.proposed(), core::slice::from_ref(&expel));
+    let mut world = World::new();
+    world.now = 2 * TTL.duration().as_millis() as u64;
+    sight(&mut world, 0);
+    assert_eq!(world.proposed(), [expel]);
+}
+
+#[test]
+fn a_death_note_that_came_before_its_hearer_led_is_proposed_when_it_leads() {
+    let mut world = World::new();
+    world.tell(Event::Leading(false)).expect("taken in");
+    let note = |start| DeathNote {
+        incarnation: incarnation(1, start),
+        secret: secret(1, start),
+        at_work: Vec::new(),
+    };
+    for heard in [note(1), note(2)] {
+        world.tell(Event::Died(heard)).expect("taken in");
+    }
+    assert_eq!(world.proposed(), []);
+    world.tell(Event::Leading(true)).expect("taken in");
+    let DeathNote {
+        incarnation,
+        secret,
+        at_work,
+    } = note(1);
+    let command = Command::DeathNote {
+        incarnation,
+        secret,
+        at_work,
+    };
+    assert_eq!(world.proposed(), core::slice::from_ref(&command));
+    // It is kept until the incarnation is over, and not longer.
+    assert_eq!(world.leader.notes.len(), 1);
+    world.commit(command);
+    assert_eq!(world.leader.notes.len(), 0);
+}
+
+#[test]
+fn a_report_on_an_expulsion_that_is_not_applied_yet_is_kept_and_one_on_another_is_not() {
+    let expelled = incarnation(1, 1);
+    let over = Command::PromisesOver {
+        incarnation: expelled,
+    };
+    for (ahead, ends) in [(1, true), (2, false)] {
+        let mut world = World::new();
+        let expel = LogId {
+            term: Term(1),
+            index: LogIndex(world.index + ahead),
+        };
+        for voter in [2, 3].map(StoreId) {
+            let report = Report {
+                voter,
+                incarnation: expelled,
+                expel,
+            };
+            world.tell(Event::Reported(report)).expect("taken in");
+        }
+        assert_eq!(world.proposed(), []);
+        world.commit(Command::Expel {
+            incarnation: expelled,
+        });
+        let expect = ends.then(|| over.clone());
+        assert_eq!(world.proposed(), Vec::from_iter(expect));
+        world.commit(Command::Tick);
+        world.proposed();
+        let left = world.leader.leading.as_ref().expect("it leads");
+        assert_eq!(left.reports.contains_key(&expel), ends);
+    }
 }
