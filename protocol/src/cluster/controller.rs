@@ -136,6 +136,8 @@ struct Leading {
     proposed: BTreeMap<Topic, Time>,
     /// Something changed that placement should look at.
     plan_due: bool,
+    /// A node began to drain: placement looks at once.
+    drains: bool,
     planned: Time,
     look_at: Time,
 }
@@ -194,6 +196,11 @@ impl Controller {
             directory::Event::Apply(_, entry) => ended(&entry.command),
             directory::Event::Skip(_) => None,
         };
+        let drains = matches!(
+            &event,
+            directory::Event::Apply(_, entry)
+                if matches!(entry.command, Command::Drain { draining: true, .. })
+        );
         let stood = over.filter(|over| self.directory.incarnations().contains_key(over));
         self.directory.handle(now, event)?;
         if self.directory.clock() > clock {
@@ -219,6 +226,7 @@ impl Controller {
         }
         if let Some(leading) = &mut self.leading {
             leading.plan_due = true;
+            leading.drains |= drains;
             if let Some(topic) = topic {
                 leading.proposed.remove(&topic);
             }
@@ -471,6 +479,7 @@ impl Controller {
 
     /// T3, L12: every ownerless unit that should run is granted, all in one batch.
     fn place(&mut self, now: Time) {
+        let clock = self.stamp(now);
         let Some(leading) = &mut self.leading else {
             return;
         };
@@ -481,7 +490,7 @@ impl Controller {
                 .is_some_and(|owner| !self.directory.is_live(owner.incarnation));
             unit.wants_owner() || (!keeps(Rule::L7) && expelled)
         });
-        let again = now.since(leading.planned) >= PLAN_PERIOD;
+        let again = leading.drains || now.since(leading.planned) >= PLAN_PERIOD;
         let due = leading.plan_due && ownerless;
         if !again && !due {
             return;
@@ -489,10 +498,10 @@ impl Controller {
         if ownerless && leading.waits(now, Topic::Grants) {
             return;
         }
-        leading.plan_due = false;
+        (leading.plan_due, leading.drains) = (false, false);
         leading.planned = now;
         let suspected = leading.suspected(now, &self.directory);
-        let (desired, observed) = translate::translate(&self.directory, &suspected);
+        let (desired, observed) = translate::translate(&self.directory, &suspected, clock);
         let plan = placement::plan(&desired, &observed);
         let mut grants = Vec::new();
         for grant in plan.grants.into_iter().take(GRANTS_MAX) {
@@ -580,6 +589,7 @@ impl Leading {
             joint_held: None,
             proposed: BTreeMap::new(),
             plan_due: true,
+            drains: false,
             planned: now,
             look_at: now,
         }

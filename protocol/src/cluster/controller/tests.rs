@@ -1,5 +1,5 @@
 use super::*;
-use crate::cluster::directory::{Formation, Registration, Void};
+use crate::cluster::directory::{Claim, Formation, Registration, Void};
 use crate::id::{NodeId, Term};
 use crate::wire::heart::{DeathDigest, Ttl};
 
@@ -116,20 +116,21 @@ fn a_registration_that_would_be_void_is_not_proposed() {
     assert_eq!(world.proposed(), [register(1, 3)]);
 }
 
-/// What two of three voters see of `incarnation(1, 1)`.
-fn sight(world: &mut World, applied: u64) {
-    for voter in [2, 3] {
-        let sighted = Sighted {
-            incarnation: incarnation(1, 1),
-            promised: false,
-            applied: LogIndex(applied),
-        };
-        let voters = world.leader.directory().voters().version;
-        let voter = StoreId(voter);
+/// Two of three voters say whether they have promised to the first start of each node.
+fn sight(world: &mut World, nodes: &[u64], promised: bool, applied: u64) {
+    let sighted = nodes.iter().map(|node| Sighted {
+        incarnation: incarnation(*node, 1),
+        promised,
+        applied: LogIndex(applied),
+    });
+    let sighted: Vec<Sighted> = sighted.collect();
+    let voters = world.leader.directory().voters().version;
+    for voter in [2, 3].map(StoreId) {
+        let sighted = sighted.clone();
         let sighting = Sighting {
             voter,
             voters,
-            sighted: [sighted].into(),
+            sighted,
         };
         world.tell(Event::Sighted(sighting)).expect("taken in");
     }
@@ -141,13 +142,13 @@ fn a_new_start_gets_to_renew_and_one_that_has_renewed_has_no_grace() {
         incarnation: incarnation(1, 1),
     };
     let mut world = World::new();
-    sight(&mut world, 0);
+    sight(&mut world, &[1], false, 0);
     assert_eq!(world.proposed(), []);
-    sight(&mut world, 4);
+    sight(&mut world, &[1], false, 4);
     assert_eq!(world.proposed(), core::slice::from_ref(&expel));
     let mut world = World::new();
     world.now = 2 * TTL.duration().as_millis() as u64;
-    sight(&mut world, 0);
+    sight(&mut world, &[1], false, 0);
     assert_eq!(world.proposed(), [expel]);
 }
 
@@ -213,4 +214,60 @@ fn a_report_on_an_expulsion_that_is_not_applied_yet_is_kept_and_one_on_another_i
         let left = world.leader.leading.as_ref().expect("it leads");
         assert_eq!(left.reports.contains_key(&expel), ends);
     }
+}
+
+/// The moves among what was proposed.
+fn moves(world: &mut World) -> Vec<(UnitId, NodeId)> {
+    let moves = world
+        .proposed()
+        .into_iter()
+        .filter_map(|command| match command {
+            Command::Move { unit, to, .. } => Some((unit, to)),
+            _ => None,
+        });
+    moves.collect()
+}
+
+#[test]
+fn a_drain_moves_at_once_what_moved_a_moment_ago() {
+    let mut world = World::new();
+    let unit = UnitId(1);
+    let grant = |world: &World, to| {
+        let entry = world.leader.directory().unit(unit).expect("a shard");
+        let (epoch, config) = (entry.epoch, entry.config);
+        let to = incarnation(to, 1);
+        let grants = [Grant {
+            unit,
+            epoch,
+            config,
+            to,
+        }];
+        Command::Grant {
+            grants: grants.into(),
+        }
+    };
+    let claim = |world: &World, node| Claim {
+        unit,
+        epoch: world.leader.directory().unit(unit).expect("a shard").epoch,
+        incarnation: incarnation(node, 1),
+    };
+    let given = grant(&world, 1);
+    world.commit(given);
+    let epoch = claim(&world, 1).epoch;
+    let to = NodeId(2);
+    world.commit(Command::Move { unit, epoch, to });
+    let left = claim(&world, 1);
+    world.commit(Command::Release(left));
+    let given = grant(&world, 2);
+    world.commit(given);
+    assert_eq!(moves(&mut world), []);
+    world.now += 10;
+    let applied = world.index;
+    sight(&mut world, &[1, 2, 3], true, applied);
+    world.commit(Command::Drain {
+        node: to,
+        draining: true,
+    });
+    let moved = moves(&mut world);
+    assert!(matches!(moved[..], [(of, to)] if of == unit && to != NodeId(2)));
 }
