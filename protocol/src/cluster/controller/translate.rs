@@ -11,17 +11,21 @@ use crate::cluster::placement::{
 };
 use crate::id::IncarnationId;
 use crate::rules::{Rule, keeps};
+use crate::time::ClusterTime;
 
-/// What should run and what is there. A unit that is down is not wanted, unless it is quarantined,
-/// which `explain` should say. Any node may ask, to explain what the leader does.
+/// What should run and what is there. `now` is the directory's time carried on: its clock stands still
+/// while nothing is committed, and a unit would never cool down. A unit that is down is not wanted,
+/// unless it is quarantined, which `explain` should say. Any node may ask, to explain what the leader
+/// does.
 pub fn translate(
     directory: &Directory,
     suspected: &BTreeSet<IncarnationId>,
+    now: ClusterTime,
 ) -> (Desired, Observed) {
     let mut shared: BTreeMap<&Needs, Arc<placement::Needs>> = BTreeMap::new();
     let mut desired = Desired::default();
     let mut observed = Observed {
-        now: directory.clock(),
+        now,
         ..Observed::default()
     };
     for (id, unit) in directory.units() {
