@@ -21,6 +21,7 @@ compile_error!(
 
 pub mod cluster;
 pub mod id;
+pub mod journal;
 pub mod machine;
 pub mod rules;
 pub mod supervision;

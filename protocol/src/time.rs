@@ -9,7 +9,8 @@ use core::time::Duration;
 use minicbor::{Decode, Encode};
 
 /// An instant of one node's `CLOCK_BOOTTIME` (it counts while the machine is suspended, rule L2),
-/// in nanoseconds since an origin that only this node knows. Never serialised.
+/// in nanoseconds since an origin that only this node knows. Never sent: only this node's own event
+/// log holds it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(u64);
 
@@ -58,6 +59,27 @@ impl Sub<Duration> for Time {
 
     fn sub(self, span: Duration) -> Time {
         Time(self.0.saturating_sub(nanos(span)))
+    }
+}
+
+/// Encodes a [`Time`] for the event log of the node whose time it is, for `#[cbor(with = "…")]`. There
+/// is no `Encode` on the type itself, so that none gets into a message.
+pub(crate) mod as_nanos {
+    use minicbor::decode::{Decoder, Error as DecodeError};
+    use minicbor::encode::{Encoder, Error as EncodeError, Write};
+
+    use super::Time;
+
+    pub(crate) fn encode<C, W: Write>(
+        time: &Time,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        e.u64(time.as_nanos())?.ok()
+    }
+
+    pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Time, DecodeError> {
+        Ok(Time::from_nanos(d.u64()?))
     }
 }
 

@@ -19,6 +19,7 @@ pub mod judge;
 pub mod net;
 pub mod node;
 pub mod raft;
+pub mod record;
 pub mod rng;
 pub mod run;
 pub mod scenario;

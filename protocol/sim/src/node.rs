@@ -12,6 +12,10 @@ use understudy_protocol::cluster::directory::{Directory, Entry};
 use understudy_protocol::cluster::lease::{LeaseHolder, LeaseVoter, Warden};
 use understudy_protocol::cluster::replication::Replica;
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, StoreId, Term, UnitId};
+use understudy_protocol::journal::log::MachineKind;
+use understudy_protocol::journal::{
+    ControllerStart, HolderStart, Recorded, ReplicaStart, VoterStart, WardenStart,
+};
 use understudy_protocol::machine::Machine;
 use understudy_protocol::time::Time;
 use understudy_protocol::wire::heart::DeathNote;
@@ -19,6 +23,7 @@ use understudy_protocol::wire::heart::DeathNote;
 use crate::clock::{Clock, True};
 use crate::disk::Disk;
 use crate::raft::{self, Raft};
+use crate::record::Recording;
 use crate::world::Happening;
 
 /// One machine.
@@ -57,13 +62,13 @@ pub(crate) struct Process {
     pub incarnation: IncarnationId,
     pub secret: [u8; 32],
     pub raft: Raft<Entry>,
-    pub controller: Controller,
-    pub holder: LeaseHolder,
-    pub voter: LeaseVoter,
+    pub controller: Recorded<Controller>,
+    pub holder: Recorded<LeaseHolder>,
+    pub voter: Recorded<LeaseVoter>,
     /// The log and the snapshot have been read to the voter.
     pub voter_reads: bool,
-    pub agent: Agent,
-    pub replica: Replica,
+    pub agent: Recorded<Agent>,
+    pub replica: Recorded<Replica>,
     /// Running children: their state, and the helper process that holds it.
     pub children: BTreeMap<ChildId, Child>,
     pub next_helper: u64,
@@ -88,7 +93,7 @@ pub(crate) struct Child {
 
 /// The warden beside a process.
 pub(crate) struct WardenProcess {
-    pub machine: Warden,
+    pub machine: Recorded<Warden>,
     pub life: u64,
     /// Helpers alive, and whose child each is.
     pub helpers: BTreeMap<u64, ChildId>,
@@ -97,6 +102,27 @@ pub(crate) struct WardenProcess {
 }
 
 impl WardenProcess {
+    /// A warden that has just been started beside its process.
+    pub(crate) fn begin(local: Time, life: u64, start: &Start) -> WardenProcess {
+        let recording = start.recording.as_ref();
+        let sink = recording.map(|recording| recording.sink(MachineKind::Warden));
+        let Start {
+            incarnation,
+            secret,
+            ..
+        } = *start;
+        let start = WardenStart {
+            incarnation,
+            secret,
+        };
+        WardenProcess {
+            machine: Recorded::begin(local, start, sink),
+            life,
+            helpers: BTreeMap::new(),
+            overdue: BTreeMap::new(),
+        }
+    }
+
     /// The machine goes on after a pause: if the deadline came meanwhile, what still lives is excused
     /// until the warden has killed it, and not for longer than that takes.
     pub(crate) fn thaws(&mut self, now: True, local: Time) {
@@ -136,6 +162,8 @@ pub(crate) struct Start {
     pub secret: [u8; 32],
     pub seed: u64,
     pub key_kept: Duration,
+    /// Who keeps the logs of its machines, if anybody does.
+    pub recording: Option<Recording>,
 }
 
 impl Process {
@@ -146,7 +174,9 @@ impl Process {
             secret,
             seed,
             key_kept,
+            recording,
         } = start;
+        let sink = |kind| recording.as_ref().map(|recording| recording.sink(kind));
         let local = node.show(now);
         let settings = AgentSettings {
             incarnation,
@@ -166,12 +196,42 @@ impl Process {
                 node.disk.raft.clone(),
                 local,
             ),
-            controller: Controller::new(local, Directory::default(), seed ^ 0xC0),
-            holder: LeaseHolder::new(local, node.id, incarnation, KILL_TIME),
-            voter: LeaseVoter::new(local, node.store, node.disk.limit.0),
+            controller: Recorded::begin(
+                local,
+                ControllerStart {
+                    directory: Directory::default(),
+                    seed: seed ^ 0xC0,
+                },
+                sink(MachineKind::Controller),
+            ),
+            holder: Recorded::begin(
+                local,
+                HolderStart {
+                    node: node.id,
+                    incarnation,
+                    kill_time: KILL_TIME,
+                },
+                sink(MachineKind::LeaseHolder),
+            ),
+            voter: Recorded::begin(
+                local,
+                VoterStart {
+                    store: node.store,
+                    limit: node.disk.limit.0,
+                },
+                sink(MachineKind::LeaseVoter),
+            ),
             voter_reads: false,
-            agent: Agent::new(settings),
-            replica: Replica::open(node.store, incarnation, node.disk.store.open()),
+            agent: Recorded::begin(local, settings, sink(MachineKind::Agent)),
+            replica: Recorded::begin(
+                local,
+                ReplicaStart {
+                    store: node.store,
+                    session: incarnation,
+                    opened: node.disk.store.open(),
+                },
+                sink(MachineKind::Replica),
+            ),
             children: BTreeMap::new(),
             next_helper: 1,
             leads_from: None,
@@ -195,12 +255,15 @@ mod tests {
     /// at `now`, all in milliseconds.
     fn check(thaws: u64, now: u64, runs: bool) {
         let child = ChildId::parse("t/k/c").expect("a child id");
-        let mut warden = WardenProcess {
-            machine: Warden::new(IncarnationId(1), [0; 32]),
-            life: 1,
-            helpers: BTreeMap::from([(1, child.clone())]),
-            overdue: BTreeMap::new(),
+        let start = Start {
+            incarnation: IncarnationId(1),
+            secret: [0; 32],
+            seed: 0,
+            key_kept: Duration::ZERO,
+            recording: None,
         };
+        let mut warden = WardenProcess::begin(Time::ZERO, 1, &start);
+        warden.helpers.insert(1, child.clone());
         let deadline = Event::Deadline(Time::from_millis(1_000));
         warden
             .machine

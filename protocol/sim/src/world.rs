@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use understudy_protocol::cluster::directory::{Command, Directory, Entry, Registration};
-use understudy_protocol::cluster::lease::Warden;
 use understudy_protocol::cluster::lease::{holder, voter, warden};
 use understudy_protocol::cluster::{agent, controller, replication};
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, StoreId};
@@ -30,6 +29,7 @@ use crate::judge::Judge;
 use crate::net::{Lane, Net};
 use crate::node::{Node, Process, Start, WardenProcess};
 use crate::raft;
+use crate::record::Recording;
 use crate::rng::Rng;
 use crate::run::Say;
 use crate::scenario::Scenario;
@@ -223,6 +223,7 @@ pub struct World {
     poisoned: Option<ChildId>,
     last_answer: Option<(ChildId, u64)>,
     last_victim: Option<usize>,
+    recorded: Option<(usize, Recording)>,
 }
 
 impl World {
@@ -302,6 +303,7 @@ impl World {
             poisoned,
             last_answer: None,
             last_victim: None,
+            recorded: None,
             rng,
             nodes,
             scenario,
@@ -331,6 +333,24 @@ impl World {
             self.at(at, Happening::Fault { nth });
         }
         self.at(self.scenario.calm, Happening::Calm);
+    }
+
+    /// Keeps the event logs of one node's machines from its next start on.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such node: they are numbered from one.
+    pub fn record(&mut self, node: NodeId) -> Recording {
+        let nth = self.nodes.iter().position(|of| of.id == node);
+        let recording = Recording::default();
+        let nth = nth.expect("nodes are numbered from one");
+        self.recorded = Some((nth, recording.clone()));
+        recording
+    }
+
+    fn recording_of(&self, node: usize) -> Option<Recording> {
+        let recorded = self.recorded.as_ref().filter(|(of, _)| *of == node);
+        recorded.map(|(_, recording)| recording.clone())
     }
 
     /// Runs to the end, or to the first violation.

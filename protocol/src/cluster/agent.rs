@@ -21,6 +21,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use bytes::Bytes;
+use minicbor::{Decode, Encode};
 
 pub use view::{Granted, granted};
 
@@ -63,89 +64,122 @@ pub struct Agent {
 }
 
 /// What stays the same for one start of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct AgentSettings {
     /// Which start of the node.
+    #[n(0)]
     pub incarnation: IncarnationId,
     /// The node's own store.
+    #[n(1)]
     pub home: StoreId,
     /// For how long a client's key is kept (E2); [`super::calls::KEY_KEPT`] unless a test hurries.
+    #[n(2)]
     pub key_kept: Duration,
     /// After how long without a call a light child is passivated.
+    #[n(3)]
     pub passivate_after: Duration,
     /// How long one call may be at work before its child is killed as hung.
+    #[n(4)]
     pub work_limit: Duration,
     /// A snapshot is written when this many records follow the last one.
+    #[n(5)]
     pub snapshot_every: u64,
 }
 
-/// What may happen to an agent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What may happen to an agent. Numbered for the event log: see [`crate::journal`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum Event {
     /// One directory entry changed these units; `None` where they are not this incarnation's.
-    Units(Vec<(UnitId, Option<Granted>)>),
+    #[n(0)]
+    Units(#[n(0)] Vec<(UnitId, Option<Granted>)>),
     /// A store answers one of our owners.
-    Answer(ReplicaAnswer),
+    #[n(1)]
+    Answer(#[n(0)] ReplicaAnswer),
     /// A call arrives. `route` is where the directory sends calls to that child.
+    #[n(2)]
     Call {
         /// The call.
+        #[n(0)]
         envelope: Envelope,
         /// For the answer to a caller who is wrong here.
+        #[n(1)]
         route: Option<Route>,
     },
     /// The child is up.
-    Started(ChildId),
+    #[n(3)]
+    Started(#[n(0)] ChildId),
     /// The child has carried the call out.
+    #[n(4)]
     Executed {
         /// Whose.
+        #[n(0)]
         child: ChildId,
         /// Which call.
+        #[n(1)]
         call: CallId,
         /// What it answers.
+        #[cbor(n(2), with = "crate::wire::cbor_bytes")]
         answer: Bytes,
         /// The step it took; none for a read.
+        #[cbor(n(3), with = "crate::wire::cbor_maybe_bytes")]
         effect: Option<Bytes>,
         /// Its whole state after the step, when a snapshot was asked for.
+        #[cbor(n(4), with = "crate::wire::cbor_maybe_bytes")]
         state: Option<Bytes>,
     },
     /// The child ended: by itself, or killed.
+    #[n(5)]
     Ended {
         /// Which.
+        #[n(0)]
         child: ChildId,
         /// How.
+        #[n(1)]
         exit: Exit,
         /// For the jitter of its backoff.
+        #[n(2)]
         random: u64,
     },
     /// An operator rolls the child back: its state is to be this one again. Remembered calls stay
     /// (E4).
+    #[n(6)]
     RollBack {
         /// Which.
+        #[n(0)]
         child: ChildId,
         /// The state.
+        #[cbor(n(1), with = "crate::wire::cbor_bytes")]
         state: Bytes,
     },
     /// The lease is valid until then.
-    Lease(Time),
+    #[n(7)]
+    Lease(#[cbor(n(0), with = "crate::time::as_nanos")] Time),
     /// Split, merge with the next shard, or except a child.
-    Reshape(UnitId, Reshape),
+    #[n(8)]
+    Reshape(#[n(0)] UnitId, #[n(1)] Reshape),
     /// A gateway has its answers up to this call (E2).
-    Confirmed(IncarnationId, u64),
+    #[n(9)]
+    Confirmed(#[n(0)] IncarnationId, #[n(1)] u64),
     /// A gateway's incarnation is expelled (E2).
-    GatewayGone(IncarnationId),
+    #[n(10)]
+    GatewayGone(#[n(0)] IncarnationId),
     /// The deadline has come.
+    #[n(11)]
     Tick,
 }
 
 /// How a shard may be reshaped (S2).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum Reshape {
     /// In two, at this slot.
-    Split(u16),
+    #[n(0)]
+    Split(#[n(0)] u16),
     /// With the shard that follows it.
+    #[n(1)]
     Merge,
     /// This child gets a unit of its own.
-    Except(ChildId),
+    #[n(2)]
+    Except(#[n(0)] ChildId),
 }
 
 /// What an agent wants done.

@@ -27,6 +27,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use bytes::Bytes;
+use minicbor::{Decode, Encode};
 
 use crate::id::{ChildId, IncarnationId, NodeId, Seq, UnitId};
 use crate::machine::Machine;
@@ -51,41 +52,56 @@ pub struct Caller {
     actions: VecDeque<Action>,
 }
 
-/// What may happen to a caller.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What may happen to a caller. Numbered for the event log: see [`crate::journal`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum Event {
     /// A client calls.
+    #[n(0)]
     Call {
         /// The shell's name for the call, among those that are here.
+        #[n(0)]
         number: u64,
         /// To whom.
+        #[n(1)]
         child: ChildId,
         /// The client's key, or one of this gateway's own; those count up.
+        #[n(2)]
         key: CallKey,
         /// See [`Envelope::request_hash`].
+        #[n(3)]
         request_hash: u64,
         /// The request.
+        #[cbor(n(4), with = "crate::wire::cbor_bytes")]
         body: Bytes,
         /// How long the client waits; [`PATIENCE_MAX`] at most.
+        #[n(5)]
         patience: Duration,
     },
     /// The shell has looked the child up in the directory.
+    #[n(1)]
     Routed {
         /// Which call asked.
+        #[n(0)]
         number: u64,
         /// The child's unit, if there is one.
+        #[n(1)]
         unit: Option<UnitId>,
         /// Who owns it, if anybody does.
+        #[n(2)]
         route: Option<Route>,
     },
     /// An owner replies. Where an envelope could not be sent at all the shell says so by a reply of its
     /// own: `NotOwner` without a hint where there is no connection, `Overloaded` where a lane is full.
-    Reply(Reply),
+    #[n(2)]
+    Reply(#[n(0)] Reply),
     /// The connection to that node is gone, with what was on it.
-    PeerLost(NodeId),
+    #[n(3)]
+    PeerLost(#[n(0)] NodeId),
     /// The unit's owner or epoch has changed in the directory.
-    Moved(UnitId, Option<Route>),
+    #[n(4)]
+    Moved(#[n(0)] UnitId, #[n(1)] Option<Route>),
     /// The deadline has come.
+    #[n(5)]
     Tick,
 }
 

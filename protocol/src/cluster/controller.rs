@@ -20,6 +20,8 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use minicbor::{Decode, Encode};
+
 use super::directory::{self, Command, Directory, Entry, GRANTS_MAX, Grant, IncarnationEntry};
 use super::placement;
 use super::voters::VOTERS_MAX;
@@ -45,40 +47,53 @@ pub struct Controller {
     actions: VecDeque<Action>,
 }
 
-/// What may happen to a controller.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What may happen to a controller. Numbered for the event log: see [`crate::journal`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum Event {
     /// Raft committed an entry; in order, each once.
-    Apply(LogId, Entry),
+    #[n(0)]
+    Apply(#[n(0)] LogId, #[n(1)] Entry),
     /// Raft committed an entry that is none of the directory's.
-    Skip(LogId),
+    #[n(1)]
+    Skip(#[n(0)] LogId),
     /// Raft installed a snapshot.
-    Install(Directory),
+    #[n(2)]
+    Install(#[n(0)] Directory),
     /// Raft made this node its leader, or another. A leader that has not applied an entry of its own
     /// term yet must not be announced: it does not know the directory.
-    Leading(bool),
+    #[n(3)]
+    Leading(#[n(0)] bool),
     /// A voter reports a promise over.
-    Reported(Report),
+    #[n(4)]
+    Reported(#[n(0)] Report),
     /// A voter says whom it sees.
-    Sighted(Sighting),
+    #[n(5)]
+    Sighted(#[n(0)] Sighting),
     /// A warden's proof of death.
-    Died(DeathNote),
+    #[n(6)]
+    Died(#[n(0)] DeathNote),
     /// An owner, a starting node or an operator has something to commit.
-    Forwarded(Command),
+    #[n(7)]
+    Forwarded(#[n(0)] Command),
     /// Raft's members, as this leader sees them.
-    Members(RaftMembers),
+    #[n(8)]
+    Members(#[n(0)] RaftMembers),
     /// The deadline has come.
+    #[n(9)]
     Tick,
 }
 
 /// Raft's members.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct RaftMembers {
     /// Those that vote.
+    #[n(0)]
     pub voters: BTreeSet<StoreId>,
     /// Those that only listen.
+    #[n(1)]
     pub learners: BTreeSet<StoreId>,
     /// Learners that hold nearly the whole log.
+    #[n(2)]
     pub caught_up: BTreeSet<StoreId>,
 }
 

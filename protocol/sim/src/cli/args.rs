@@ -5,11 +5,12 @@
 
 use std::ffi::OsString;
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 
 use lexopt::prelude::{Long, Short, ValueExt};
 
 /// What is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
     /// One seed, with every step when `trace`.
     One { seed: u64, trace: bool },
@@ -21,6 +22,8 @@ pub(crate) enum Wanted {
     },
     /// One failover, told.
     Story { seed: u64 },
+    /// A recorded event log, driven through its machine again; with every step when `trace`.
+    Replay { log: PathBuf, trace: bool },
     /// How fast the simulator is.
     Bench,
     /// The help text.
@@ -41,6 +44,10 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wanted, 
             Long("from") => given.from.replace(number(&mut parser, "--from")?).is_none(),
             Long("trace") => !std::mem::replace(&mut given.trace, true),
             Long("coverage") => !std::mem::replace(&mut given.coverage, true),
+            Long("replay") => {
+                let log = parser.value().map_err(|why| why.to_string())?;
+                given.replay.replace(log.into()).is_none()
+            }
             Long("story") => !std::mem::replace(&mut given.story, true),
             Long("bench") => !std::mem::replace(&mut given.bench, true),
             Long("help") | Short('h') => return Ok(Wanted::Help),
@@ -60,6 +67,7 @@ struct Given {
     from: Option<u64>,
     trace: bool,
     coverage: bool,
+    replay: Option<PathBuf>,
     story: bool,
     bench: bool,
 }
@@ -68,6 +76,13 @@ impl Given {
     fn wanted(self) -> Result<Wanted, String> {
         let many = self.seeds.is_some() || self.from.is_some() || self.coverage;
         let one = self.seed.is_some() || self.trace;
+        if let Some(log) = self.replay {
+            let trace = self.trace;
+            if many || self.seed.is_some() || self.story || self.bench {
+                return Err("--replay goes with --trace only".into());
+            }
+            return Ok(Wanted::Replay { log, trace });
+        }
         if self.bench && (many || one || self.story) {
             return Err("--bench stands alone".into());
         }
@@ -105,8 +120,10 @@ impl Given {
                 seed,
                 trace: self.trace,
             }),
-            None if self.trace => Err("--trace needs --seed N".into()),
-            None => Err("say what to run: --seed N, --seeds N, --story or --bench".into()),
+            None if self.trace => Err("--trace needs --seed N or --replay FILE".into()),
+            None => Err(
+                "say what to run: --seed N, --seeds N, --replay FILE, --story or --bench".into(),
+            ),
         }
     }
 }
@@ -134,15 +151,18 @@ every invariant after every step.
 
 Usage: understudy-sim --seed N [--trace]
        understudy-sim --seeds N [--from N] [--coverage]
+       understudy-sim --replay FILE [--trace]
        understudy-sim --story [--seed N]
        understudy-sim --bench
 
 Options:
   --seed N      one run (decimal, or hexadecimal after 0x)
-  --trace       every step of it; the last line is the hash of all of them
+  --trace       every step of it; the last line is the hash of all of them, or the outcome
   --seeds N     many runs on all cores, in order; each that fails with the command that replays it
   --from N      the first of them (1)
   --coverage    how many of the runs took each rare path
+  --replay FILE what a real node's machine was told, told to it again: the same actions, or
+                the first that differs
   --story       one failover in words: a killed node, a lost disk, a stopped process
   --bench       virtual seconds a real second; writes target/bench/simulator.json
   -h, --help    this
@@ -154,7 +174,8 @@ Examples:
   cargo run -p understudy-sim -- --story
   cargo run --release -p understudy-sim -- --bench
 
-Exit codes: 0 all held, 1 an invariant did not hold or a target was missed, 2 wrong usage.
+Exit codes: 0 all held, 1 an invariant did not hold, a log differs or a target was missed,
+2 wrong usage.
 ";
 
 #[cfg(test)]
@@ -219,6 +240,18 @@ mod tests {
         );
         check("--story", Wanted::Story { seed: 1 });
         check("--story --seed 3", Wanted::Story { seed: 3 });
+        let log = PathBuf::from("a.log");
+        check(
+            "--replay a.log",
+            Wanted::Replay {
+                log: log.clone(),
+                trace: false,
+            },
+        );
+        check(
+            "--trace --replay a.log",
+            Wanted::Replay { log, trace: true },
+        );
         check("--bench", Wanted::Bench);
         check("--seed 7 --help", Wanted::Help);
     }
@@ -239,5 +272,9 @@ mod tests {
         check_refused("--seed 1 --coverage", "for one seed");
         check_refused("--story --trace", "--story goes with");
         check_refused("--bench --seed 1", "--bench stands alone");
+        check_refused("--replay", "--replay");
+        check_refused("--replay a.log --replay b.log", "given twice");
+        check_refused("--replay a.log --seed 1", "--replay goes with");
+        check_refused("--replay a.log --bench", "--replay goes with");
     }
 }

@@ -3,11 +3,12 @@
 //! Owns: what is printed, and the exit code. Never decides what a run is: `scenario` does.
 //!
 //! ```text
-//!   arguments ──> args::parse ──> Wanted ──> one seed | many seeds | story | bench ──> exit code
+//!   arguments ──> args::parse ──> Wanted ──> one seed | many seeds | replay | story | bench ──> exit code
 //! ```
 
 mod args;
 mod bench;
+mod replay;
 mod story;
 
 use std::io::{self, BufWriter, Write};
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             count,
             coverage,
         } => many(from, count, coverage),
+        Wanted::Replay { log, trace } => replay::tell(&log, trace),
         Wanted::Story { seed } => story::tell(seed),
         Wanted::Bench => bench::measure(),
         Wanted::Help => write!(io::stdout(), "{}", args::HELP).map(|()| true),

@@ -42,16 +42,11 @@ impl World {
             secret,
             seed,
             key_kept: KEY_KEPT,
+            recording: self.recording_of(node),
         };
         let of = &mut self.nodes[node];
+        of.warden = Some(WardenProcess::begin(of.show(now), of.life, &start));
         of.process = Some(Process::begin(of, now, start));
-        let machine = Warden::new(incarnation, secret);
-        of.warden = Some(WardenProcess {
-            machine,
-            life: of.life,
-            helpers: BTreeMap::new(),
-            overdue: BTreeMap::new(),
-        });
         of.warden_wake_at = None;
         of.wake_at = None;
         let note = of.note.take();

@@ -5,21 +5,27 @@
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
+use minicbor::{Decode, Encode};
+
 use crate::cluster::directory::{Directory, Run};
 use crate::cluster::placement::{Role, StoreView, ZONE_LABEL, choose_replicas};
 use crate::cluster::replication::UnitView;
 use crate::id::{Epoch, IncarnationId, StoreId, UnitId};
 
 /// A unit that an incarnation holds the grant of.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Granted {
     /// The grant.
+    #[n(0)]
     pub epoch: Epoch,
     /// What replication must know.
+    #[n(1)]
     pub view: UnitView,
     /// Its supervisor wants it stopped.
+    #[n(2)]
     pub stopping: bool,
     /// It is to move.
+    #[n(3)]
     pub moving: bool,
 }
 

@@ -5,6 +5,8 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use core::time::Duration;
 
+use minicbor::{Decode, Encode};
+
 use crate::cluster::voters::Voters;
 use crate::id::{IncarnationId, LogIndex, NodeId, StoreId};
 use crate::machine::Machine;
@@ -49,25 +51,33 @@ pub enum Standing {
     Over,
 }
 
-/// What may happen to a lease's holder.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What may happen to a lease's holder. Numbered for the event log: see [`crate::journal`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum Event {
     /// The applied directory moved on.
+    #[n(0)]
     Directory {
         /// The list of voters.
+        #[n(0)]
         voters: Voters,
         /// The TTL in force.
+        #[n(1)]
         ttl: Ttl,
         /// How far the node has applied it.
+        #[n(2)]
         applied: LogIndex,
     },
     /// A voter answered.
-    Heard(Promise),
+    #[n(1)]
+    Heard(#[n(0)] Promise),
     /// The main runtime answered the heart's canary.
+    #[n(2)]
     CanaryAnswered,
     /// The node became Raft's leader, or ceased to be.
-    Leading(bool),
+    #[n(3)]
+    Leading(#[n(0)] bool),
     /// The deadline has come.
+    #[n(4)]
     Tick,
 }
 

@@ -11,6 +11,8 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use minicbor::{Decode, Encode};
+
 use crate::cluster::voters::Voters;
 use crate::id::{IncarnationId, LogId, LogIndex, NodeId, StoreId};
 use crate::machine::Machine;
@@ -40,67 +42,92 @@ pub struct LeaseVoter {
 }
 
 /// What a log entry or a snapshot says that a voter must know.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum Fact {
     /// The incarnation is live; every earlier one of the node is expelled by the same entry.
+    #[n(0)]
     Live {
         /// Of which node.
+        #[n(0)]
         node: NodeId,
         /// Which start.
+        #[n(1)]
         incarnation: IncarnationId,
         /// What a death note must match (L10).
+        #[n(2)]
         death: DeathDigest,
     },
     /// The incarnation is expelled.
-    Expelled(IncarnationId),
+    #[n(1)]
+    Expelled(#[n(0)] IncarnationId),
     /// The incarnation's promises are over for good; the voter may forget it.
-    Over(IncarnationId),
+    #[n(2)]
+    Over(#[n(0)] IncarnationId),
     /// A death note, which ends all promises to the incarnation if it proves itself (L11).
+    #[n(3)]
     Dead {
         /// Whose.
+        #[n(0)]
         incarnation: IncarnationId,
         /// The proof.
+        #[cbor(n(1), with = "minicbor::bytes")]
         secret: [u8; 32],
     },
     /// The cluster was formed with these voters and this TTL.
+    #[n(4)]
     Formed {
         /// The first list.
+        #[n(0)]
         voters: Voters,
         /// The first TTL.
+        #[n(1)]
         ttl: Ttl,
     },
     /// A step of a change of the list of voters.
-    Voters(Voters),
+    #[n(5)]
+    Voters(#[n(0)] Voters),
     /// The TTL in force, and so the limit to flush.
-    Ttl(Ttl),
+    #[n(6)]
+    Ttl(#[n(0)] Ttl),
 }
 
-/// What may happen to a voter.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What may happen to a voter. Numbered for the event log: see [`crate::journal`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum Event {
     /// The snapshot and the log have been read. Also after Raft installed another snapshot.
+    #[n(0)]
     Read {
         /// What the snapshot and the committed entries hold, oldest first.
+        #[n(0)]
         settled: Vec<(LogId, Fact)>,
         /// What the entries above the commit index hold.
+        #[n(1)]
         open: Vec<(LogId, Fact)>,
     },
     /// An entry was flushed to the log.
-    Held(LogId, Fact),
+    #[n(1)]
+    Held(#[n(0)] LogId, #[n(1)] Fact),
     /// Raft truncated its log from this index on.
-    Truncated(LogIndex),
+    #[n(2)]
+    Truncated(#[n(0)] LogIndex),
     /// The directory has applied the committed entry and it was void: its fact is none. Comes before
     /// the [`Event::Committed`] that reaches it.
-    Voided(LogIndex),
+    #[n(3)]
+    Voided(#[n(0)] LogIndex),
     /// Entries up to here are committed and applied: no truncation can reach them.
-    Committed(LogIndex),
+    #[n(4)]
+    Committed(#[n(0)] LogIndex),
     /// A node asks.
-    Asked(Renewal),
+    #[n(5)]
+    Asked(#[n(0)] Renewal),
     /// The limit is flushed (L3).
-    LimitFlushed(Ttl),
+    #[n(6)]
+    LimitFlushed(#[n(0)] Ttl),
     /// Raft heard a leader, on this node.
-    LeaderSeen(NodeId),
+    #[n(7)]
+    LeaderSeen(#[n(0)] NodeId),
     /// The deadline has come.
+    #[n(8)]
     Tick,
 }
 

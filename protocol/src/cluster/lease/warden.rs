@@ -12,6 +12,8 @@
 use alloc::collections::{BTreeSet, VecDeque};
 use core::time::Duration;
 
+use minicbor::{Decode, Encode};
+
 use crate::id::{IncarnationId, UnitId};
 use crate::machine::Machine;
 use crate::time::Time;
@@ -36,27 +38,36 @@ pub struct Warden {
 }
 
 /// A process that the warden started for its node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HelperId(pub u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[cbor(transparent)]
+pub struct HelperId(#[n(0)] pub u64);
 
-/// What may happen to a warden.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What may happen to a warden. Numbered for the event log: see [`crate::journal`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum Event {
     /// A helper runs.
-    HelperStarted(HelperId),
+    #[n(0)]
+    HelperStarted(#[n(0)] HelperId),
     /// A helper has ended and been reaped.
-    HelperReaped(HelperId),
+    #[n(1)]
+    HelperReaped(#[n(0)] HelperId),
     /// The heart feeds the lease's end. It never moves back.
-    Deadline(Time),
+    #[n(2)]
+    Deadline(#[cbor(n(0), with = "crate::time::as_nanos")] Time),
     /// A unit starts or works (V2).
-    AtWork(UnitId),
+    #[n(3)]
+    AtWork(#[n(0)] UnitId),
     /// A unit has started, or rests.
-    AtRest(UnitId),
+    #[n(4)]
+    AtRest(#[n(0)] UnitId),
     /// The node's process has ended and been reaped.
+    #[n(5)]
     NodeEnded,
     /// The note is on disk.
+    #[n(6)]
     NoteKept,
     /// The deadline has come.
+    #[n(7)]
     Tick,
 }
 

@@ -19,6 +19,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use bytes::Bytes;
+use minicbor::{Decode, Encode};
 
 use crate::cluster::directory::{Claim, Command};
 use crate::id::{ChildId, ConfigVersion, Epoch, IncarnationId, Seq, StoreId, UnitId};
@@ -73,25 +74,34 @@ pub struct OwnerConfig {
 }
 
 /// What the applied directory says of the unit.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct UnitView {
     /// Whose records it owns.
+    #[n(0)]
     pub scope: Scope,
     /// The replica set's version.
+    #[n(1)]
     pub config: ConfigVersion,
     /// The replica set.
+    #[n(2)]
     pub set: BTreeSet<StoreId>,
     /// How many it must have (R4).
+    #[n(3)]
     pub min_copies: usize,
     /// How many it should have (R4).
+    #[n(4)]
     pub wanted: usize,
     /// Stores that could join, best first.
+    #[n(5)]
     pub candidates: Vec<StoreId>,
     /// Stores whose node is not live, or that are retired.
+    #[n(6)]
     pub unreachable: BTreeSet<StoreId>,
     /// The store of the node that the unit is to move to.
+    #[n(7)]
     pub move_to: Option<StoreId>,
     /// The directory has applied that this owner serves.
+    #[n(8)]
     pub serving: bool,
 }
 

@@ -11,6 +11,8 @@
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
+use minicbor::{Decode, Encode};
+
 use super::slots::SlotMap;
 use crate::id::{ChildId, Epoch, IncarnationId, NodeId, Seq, SlotRange, StoreId, UnitId};
 use crate::machine::Machine;
@@ -46,72 +48,94 @@ pub struct Replica {
 }
 
 /// What a store held when it was opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Opened {
     /// Promises of slots.
+    #[n(0)]
     pub promises: Vec<(SlotRange, Epoch)>,
     /// Promises of excepted children.
+    #[n(1)]
     pub child_promises: Vec<(ChildId, Epoch)>,
     /// Every child's chain.
+    #[n(2)]
     pub chains: Vec<OpenedChain>,
     /// The store lost its last write or part of it, now or at an earlier opening since which nobody
     /// has confirmed these slots. It may have been torn, or flushed and damaged: nobody can tell (R8).
+    #[n(3)]
     pub cut: CutMark,
 }
 
 /// Which part of a store was cut and not confirmed since.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct CutMark {
     /// Slots.
+    #[n(0)]
     pub slots: Vec<SlotRange>,
     /// Excepted children whose slots are confirmed for the others.
+    #[n(1)]
     pub children: BTreeSet<ChildId>,
     /// Excepted children that are confirmed though their slots are not, and dedicated ones that are
     /// though `dedicated` says otherwise of the rest.
+    #[n(2)]
     pub confirmed: BTreeSet<ChildId>,
     /// Every dedicated child but the confirmed ones: one whose only record was lost is not even known
     /// by name.
+    #[n(3)]
     pub dedicated: bool,
 }
 
 /// One chain as it was found.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct OpenedChain {
     /// Whose.
+    #[n(0)]
     pub child: ChildId,
     /// The intact records from the oldest kept one on.
+    #[n(1)]
     pub heads: Vec<Head>,
     /// A damaged record stands after them, with others behind it.
+    #[n(2)]
     pub damaged: bool,
 }
 
-/// What may happen to a store.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What may happen to a store. Numbered for the event log: see [`crate::journal`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum Event {
     /// An owner asks.
+    #[n(0)]
     Asked {
         /// The owner's node.
+        #[n(0)]
         from: NodeId,
         /// What it asks.
+        #[n(1)]
         request: ReplicaRequest,
     },
     /// A write is flushed, and every write before it.
+    #[n(1)]
     Flushed {
         /// Its ticket.
+        #[n(0)]
         ticket: u64,
     },
     /// Records were read.
+    #[n(2)]
     Read {
         /// The read's number.
+        #[n(0)]
         read: u64,
         /// What was found, in order; intact.
+        #[n(1)]
         records: Vec<Record>,
     },
     /// A record of this child is damaged: found by a read or by the scrubber.
+    #[n(3)]
     Damage {
         /// Whose.
+        #[n(0)]
         child: ChildId,
         /// The first damaged record.
+        #[n(1)]
         at: Seq,
     },
 }
