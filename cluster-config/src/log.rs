@@ -1,14 +1,18 @@
-//! `[log]`: how much a node says, and how.
+//! `[log]`: how much a node says, and how; whether it records its decisions.
 
 use crate::read::{self, Section};
 
-/// What goes to standard error.
+/// What goes to standard error, and what is recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogConfig {
     /// `level = "error"`, `"warn"`, `"info"` (the default), `"debug"` or `"trace"`.
     pub level: LogLevel,
     /// `format = "text"` (the default) or `"json"`.
     pub format: LogFormat,
+    /// `events = "on"` or `"off"` (the default): whether what the node's machines are told goes to
+    /// `events/` in its data folder, from where `understudy-sim --replay` can drive them again. The
+    /// files hold what callers say.
+    pub events: bool,
 }
 
 /// The least that is said.
@@ -47,8 +51,14 @@ pub enum LogFormat {
 pub(crate) fn read(mut section: Section<'_>) -> Option<LogConfig> {
     let level = section.get("level", |entry| entry.word(&LEVELS));
     let format = section.get("format", |entry| entry.word(&FORMATS));
+    let events = section.get("events", |entry| entry.word(&EVENTS));
     let (level, format) = (level.unwrap_or_default(), format.unwrap_or_default());
-    section.finish(Some(LogConfig { level, format }))
+    let events = events.unwrap_or_default();
+    section.finish(Some(LogConfig {
+        level,
+        format,
+        events,
+    }))
 }
 
 impl LogConfig {
@@ -59,6 +69,8 @@ impl LogConfig {
             "format".into(),
             read::spelled(&self.format, &FORMATS).into(),
         );
+        let events = read::spelled(&self.events, &EVENTS);
+        keys.insert("events".into(), events.into());
         keys
     }
 }
@@ -72,3 +84,5 @@ const LEVELS: [(&str, LogLevel); 5] = [
 ];
 
 const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+const EVENTS: [(&str, bool); 2] = [("off", false), ("on", true)];

@@ -88,6 +88,7 @@ fn whatever_is_written_reads_back_as_it_was() {
         .labels
         .insert("a \"label\"".into(), "= odd\n".into());
     config.log.format = LogFormat::Json;
+    config.log.events = true;
     for (votes, works) in [(true, true), (true, false), (false, true), (false, false)] {
         config.node.roles = Roles { votes, works };
         assert_eq!(load(&config.to_toml(), &[]), Ok(config.clone()));
@@ -188,6 +189,10 @@ fn a_wrong_value_is_refused_where_it_stands() {
         (
             "[log]\nformat = 1.5",
             "a.toml:7: log.format: should be a text",
+        ),
+        (
+            "[log]\nevents = \"of\"",
+            "a.toml:7: log.events: \"of\" is none of",
         ),
     ] {
         refuses(more, &[], &[error]);

@@ -32,6 +32,7 @@ use understudy_protocol::cluster::controller::{self, Controller};
 use understudy_protocol::cluster::directory::{Command, Directory, Entry, Formation, Registration};
 use understudy_protocol::cluster::lease::{holder, voter};
 use understudy_protocol::id::{ChildId, LogId, NodeId, StoreId, Term, UnitId};
+use understudy_protocol::journal::Recorded;
 use understudy_protocol::machine::Machine;
 use understudy_protocol::supervision::Exit;
 use understudy_protocol::time::Time;
@@ -55,9 +56,9 @@ pub use start::{CoreConfig, CoreParts, CoreTask, InboxEnds, InboxStart, Warden, 
 /// Everything that one node decides with, and the ends of everything that carries it out.
 struct Core {
     config: CoreConfig,
-    controller: Controller,
-    agent: Agent,
-    caller: Caller,
+    controller: Recorded<Controller>,
+    agent: Recorded<Agent>,
+    caller: Recorded<Caller>,
     raft: RaftDriver,
     heart: HeartHandle,
     driver: Driver,

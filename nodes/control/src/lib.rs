@@ -11,5 +11,6 @@ pub mod core;
 pub mod events;
 pub mod handle;
 pub mod heart;
+pub mod journal;
 pub mod raft;
 mod realtime;

@@ -259,6 +259,7 @@ impl Node {
             min_copies: config.checkpoint.min_copies,
             work_limit: WORK_LIMIT,
             passivate_after: PASSIVATE_AFTER,
+            journal: config.log.events.then(|| config.node.data_dir.join("events")),
             fatal: Arc::new(|why| fatal(&why)),
         };
         let (handle, core) = core::start(

@@ -206,7 +206,6 @@ fn the_command_line_says_how_a_replay_went() {
     assert_eq!(output.status.code(), Some(1));
 }
 
-/// The event of a log is the machine's own, not a copy of it: it can be read out of the log.
 #[test]
 fn what_a_log_holds_can_be_read_without_replaying_it() {
     let bytes = log_of(MachineKind::LeaseHolder);

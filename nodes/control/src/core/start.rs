@@ -4,11 +4,13 @@
 
 use super::*;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use tokio::task::JoinSet;
 use understudy_protocol::cluster::agent::AgentSettings;
 use understudy_protocol::id::IncarnationId;
+use understudy_protocol::journal::ControllerStart;
 use understudy_protocol::wire::heart::{DeathDigest, Ttl};
 use understudy_protocol::wire::replica::ReplicaRequest;
 use understudy_store::{LimitFile, ReplicaThread};
@@ -16,6 +18,7 @@ use understudy_supervision::driver::Kinds;
 use understudy_transport::net::Net;
 
 use crate::handle::Handle;
+use crate::journal;
 use crate::raft::RaftRequests;
 
 /// What stays the same for one start of a node.
@@ -51,6 +54,8 @@ pub struct CoreConfig {
     pub work_limit: Duration,
     /// After how long without a call a light child is passivated.
     pub passivate_after: Duration,
+    /// Where the event logs of the core's machines go, if they are recorded.
+    pub journal: Option<PathBuf>,
     /// Ends the process: the node cannot go on, and says why.
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
 }
@@ -154,6 +159,11 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         work_limit: config.work_limit,
         snapshot_every: SNAPSHOT_EVERY,
     };
+    let controller = ControllerStart {
+        directory: Directory::default(),
+        seed: parts.seed,
+    };
+    let log = |name| journal::open(config.journal.as_deref(), name);
     let (children, children_end) = mpsc::channel(CHILDREN_MAX);
     let (asks, asks_end) = mpsc::channel(ASKS_MAX);
     let (stop, stop_end) = oneshot::channel();
@@ -172,9 +182,9 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         unavailable: BTreeSet::new(),
     }));
     let core = Core {
-        controller: Controller::new(now, Directory::default(), parts.seed),
-        agent: Agent::new(settings),
-        caller: Caller::new(config.incarnation),
+        controller: Recorded::begin(now, controller, log("controller")),
+        agent: Recorded::begin(now, settings, log("agent")),
+        caller: Recorded::begin(now, config.incarnation, log("caller")),
         raft: parts.raft,
         heart: parts.heart,
         driver: Driver::new(parts.kinds, children),
