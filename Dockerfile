@@ -6,6 +6,10 @@
 #
 #   docker build -t understudy .
 #   docker run --rm understudy --version
+#   docker run -v ./node:/var/lib/understudy understudy node run --config /var/lib/understudy/node.toml
+#
+# The HTTP surface listens on loopback only, so it is reached from inside the container's network
+# namespace: `docker exec NAME understudy node list`.
 
 # The version is that of `rust-version` in Cargo.toml.
 FROM rust:1.95-slim-bookworm AS build
@@ -28,4 +32,7 @@ USER understudy
 WORKDIR /var/lib/understudy
 ENTRYPOINT ["/usr/bin/tini", "--", "/usr/local/bin/understudy"]
 CMD ["--help"]
-# No HEALTHCHECK: the binary has nothing to ask yet, and one that always passes would be worse.
+# Main and heart, both QUIC.
+EXPOSE 7600/udp 7601/udp
+VOLUME /var/lib/understudy
+# No HEALTHCHECK: the image holds no HTTP client, and a node that hangs ends itself (rule L9).

@@ -62,6 +62,8 @@ struct Core {
     raft: RaftDriver,
     heart: HeartHandle,
     driver: Driver,
+    /// The kinds of children that can be started here.
+    kinds: Vec<String>,
     outlet: Outlet,
     warden: Warden,
     events: Events,
@@ -447,6 +449,11 @@ impl Core {
         let directory = self.controller.directory();
         let refused = if !directory.is_formed() {
             Some(CallError::NotFormed)
+        } else if !self.kinds.iter().any(|kind| kind == child.kind()) {
+            Some(CallError::UnknownKind {
+                kind: child.kind().to_owned(),
+                known: self.kinds.clone(),
+            })
         } else if directory.unit_of(&child).is_none() {
             Some(CallError::NotFound(child.clone()))
         } else {

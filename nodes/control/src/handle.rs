@@ -93,11 +93,19 @@ pub enum CallError {
     /// Not done: no such dedicated child exists.
     #[error("there is no child {0}")]
     NotFound(ChildId),
+    /// Not done: nodes know no such kind of children.
+    #[error("there is no kind `{kind}`; there are: {}", known.join(", "))]
+    UnknownKind {
+        /// What was asked for.
+        kind: String,
+        /// What there is.
+        known: Vec<String>,
+    },
     /// Not done: the step and its answer do not fit a record.
     #[error("the step and its answer do not fit a record")]
     TooLarge,
     /// The caller's time is over.
-    #[error("no answer within {patience:?}; {}", if *maybe_done {
+    #[error("no answer within {:.1} s; {}", patience.as_secs_f64(), if *maybe_done {
         "nobody can say whether it was done: ask again with the same key"
     } else {
         "it was not done"

@@ -201,6 +201,8 @@ impl From<CallError> for Problem {
                 .hint(format!("`understudy unit explain {child}` says which and why")),
             CallError::NotFound(child) => Problem::new(Kind::NotFound, detail)
                 .hint(format!("create it first: `understudy unit create {child}`")),
+            CallError::UnknownKind { .. } => Problem::new(Kind::NotFound, detail)
+                .hint("a child is `tenant/kind/key`: name one of the kinds that there are"),
             CallError::TooLarge => Problem::new(Kind::TooLarge, detail)
                 .hint("send less, or have the child answer less"),
             CallError::DeadlineExceeded { .. } => Problem::new(Kind::DeadlineExceeded, detail).hint(

@@ -150,7 +150,7 @@ pub fn explain(view: &View, id: UnitId) -> Option<api::Explained> {
     let directory = &view.directory;
     let entry = directory.unit(id)?;
     let unit = unit(view, id)?;
-    let (desired, observed) = translate(directory, &BTreeSet::new());
+    let (desired, observed) = translate(directory, &BTreeSet::new(), directory.clock());
     let explanation = placement::explain(&desired, &observed, id);
     let place = named(directory, &explanation.place.to_string());
     let nodes: Vec<api::Verdict> = explanation

@@ -5,11 +5,10 @@
 //! to ask. Never decides anything.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -19,18 +18,20 @@ use tracing::{error, info, warn};
 use understudy_config::Config;
 use understudy_control::core::{self, CoreConfig, CoreParts, CoreTask};
 use understudy_control::handle::Handle;
-use understudy_control::heart::{HeartCalls, HeartConfig, HeartSocket, HeartThread};
+use understudy_control::heart::{HeartCalls, HeartConfig, HeartError, HeartSocket, HeartThread};
 use understudy_control::raft::{Asked, RaftDriver, RaftNetwork, RequestFailed};
 use understudy_gateway::{Reach, Token};
 use understudy_protocol::cluster::directory::Command;
 use understudy_protocol::id::{IncarnationId, NodeId, StoreId};
 use understudy_protocol::wire::heart::{DeathNote, HeartMessage};
-use understudy_store::{DataDir, OnDamage, Probe, ReplicaThread};
+use understudy_store::{DataDir, OnDamage, OpenError, Probe, ReplicaThread};
 use understudy_supervision::driver::Kinds;
 use understudy_transport::heart;
-use understudy_transport::identity::Identity;
-use understudy_transport::net::{Hello, Net, NetConfig};
-use understudy_warden::{WardenClient, WardenEvent, forget_note, kept_notes};
+use understudy_transport::identity::{Identity, IdentityError};
+use understudy_transport::net::{self, Hello, Net, NetConfig};
+use understudy_warden::{
+    NotesError, SpawnError, WardenClient, WardenEvent, forget_note, kept_notes,
+};
 
 /// A running node.
 pub struct Node {
@@ -47,23 +48,88 @@ pub struct Node {
     http: SocketAddr,
 }
 
+/// Why a node did not start. Nothing of it is left running; what it had written is sound.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The node has no identity, or one that does not do.
+    #[error(
+        "no identity in {0}: {error}\n  make one: understudy ca issue --dir CA --name NAME --address \
+         HOST:PORT --out {0}",
+        folder.display()
+    )]
+    Identity {
+        /// Where it was looked for.
+        folder: PathBuf,
+        /// What is wrong.
+        error: IdentityError,
+    },
+    /// This program does not know where it is, and so cannot start its warden.
+    #[error("this program's own path is unknown: {0}")]
+    Exe(std::io::Error),
+    /// The data folder cannot be made.
+    #[error("the data folder {} cannot be made: {error}", folder.display())]
+    Data {
+        /// Which.
+        folder: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The death notes of earlier starts cannot be read.
+    #[error("the death notes of earlier starts: {0}")]
+    Notes(NotesError),
+    /// There is no warden.
+    #[error("the warden could not be started: {0}")]
+    Warden(SpawnError),
+    /// The store's opening was ended by the program's end.
+    #[error("the store's opening was ended: {0}")]
+    Ended(String),
+    /// The store was not opened.
+    #[error("the store could not be opened: {0}")]
+    Store(OpenError),
+    /// There is no thread for the store.
+    #[error("the store's thread could not be started: {0}")]
+    Thread(std::io::Error),
+    /// The network was not started.
+    #[error("the network could not be started: {0}")]
+    Network(net::StartError),
+    /// The heart was not started.
+    #[error("the heart could not be started: {0}")]
+    Heart(HeartError),
+    /// The gateway's address is taken, or not this machine's.
+    #[error("cannot listen on {address} (TCP): {error}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The system gives no randomness.
+    #[error("no randomness: {0}")]
+    Random(getrandom::Error),
+}
+
 impl Node {
     /// Starts a node. Whatever fails, nothing of it is left running but the process itself.
-    pub async fn start(config: Config, kinds: Kinds, token: Token) -> Result<Node> {
-        let identity = Identity::load(&config.transport.identity)
-            .with_context(|| identity_hint(&config.transport.identity))?;
+    pub async fn start(config: Config, kinds: Kinds, token: Token) -> Result<Node, StartError> {
+        let identity =
+            Identity::load(&config.transport.identity).map_err(|error| StartError::Identity {
+                folder: config.transport.identity.clone(),
+                error,
+            })?;
         let identity = Arc::new(identity);
         let node = identity.node();
         let incarnation = IncarnationId(random()?);
-        let exe = std::env::current_exe().context("this program's own path is unknown")?;
+        let exe = std::env::current_exe().map_err(StartError::Exe)?;
         let data = &config.node.data_dir;
-        std::fs::create_dir_all(data)
-            .with_context(|| format!("the data folder {} cannot be made", data.display()))?;
+        std::fs::create_dir_all(data).map_err(|error| StartError::Data {
+            folder: data.clone(),
+            error,
+        })?;
 
         let notes = data.join("notes");
-        let left = kept_notes(&notes).context("the death notes of earlier starts")?;
+        let left = kept_notes(&notes).map_err(StartError::Notes)?;
         let (warden, death) = WardenClient::spawn(&exe, incarnation, &notes, Box::new(on_warden))
-            .context("the warden could not be started")?;
+            .map_err(StartError::Warden)?;
 
         let on_damage = match config.store.on_damage {
             understudy_config::OnDamage::Rebuild => OnDamage::Rebuild,
@@ -72,11 +138,10 @@ impl Node {
         let open = {
             let (data, exe) = (data.clone(), exe.clone());
             let open = move || DataDir::open(&data, on_damage, Some(&Probe::new(exe)));
-            tokio::task::spawn_blocking(open)
-                .await
-                .context("the store's opening was ended")?
+            tokio::task::spawn_blocking(open).await
         };
-        let open = open.context("the store could not be opened")?;
+        let open = open.map_err(|error| StartError::Ended(error.to_string()))?;
+        let open = open.map_err(StartError::Store)?;
         if let Some(bad) = &open.rebuilt {
             warn!(
                 kept = %bad.path.display(),
@@ -107,7 +172,7 @@ impl Node {
                 Box::new(answer),
                 Box::new(failed),
             );
-            Arc::new(thread.context("the store's thread could not be started")?)
+            Arc::new(thread.map_err(StartError::Thread)?)
         };
         let (raft_events, raft_end) = mpsc::channel(RAFT_EVENTS_MAX);
         let routes = Arc::new(Routes {
@@ -144,10 +209,9 @@ impl Node {
             Arc::new(inbox),
         )
         .await
-        .context("the network could not be started")?;
-        if slot.set(net.clone()).is_err() {
-            bail!("the network was started twice");
-        }
+        .map_err(StartError::Network)?;
+        // Nobody else sets it.
+        let _ = slot.set(net.clone());
 
         let heart_address = SocketAddr::new(
             config.transport.listen.ip(),
@@ -174,8 +238,8 @@ impl Node {
             let socket = heart::HeartSocket::bind(heart_address, own);
             socket.map(Heart).map_err(|error| error.to_string())
         };
-        let (heart, heart_handle, heart_outputs) = HeartThread::start(heart_config, calls, socket)
-            .context("the heart could not be started")?;
+        let (heart, heart_handle, heart_outputs) =
+            HeartThread::start(heart_config, calls, socket).map_err(StartError::Heart)?;
 
         let limit = Arc::new(Mutex::new(limit));
         let (working, resting, voters) = (warden.clone(), warden.clone(), warden.clone());
@@ -229,8 +293,11 @@ impl Node {
 
         let listener = TcpListener::bind(config.gateway.listen)
             .await
-            .with_context(|| format!("cannot listen on {} (TCP)", config.gateway.listen))?;
-        let http = listener.local_addr()?;
+            .map_err(|error| StartError::Listen {
+                address: config.gateway.listen,
+                error,
+            })?;
+        let http = listener.local_addr().unwrap_or(config.gateway.listen);
         let (stop_gateway, stopped) = oneshot::channel();
         let serving =
             understudy_gateway::serve(listener, handle.clone(), token, Reach::Loopback, async {
@@ -427,19 +494,10 @@ impl RaftNetwork for Routes {
     }
 }
 
-fn identity_hint(folder: &Path) -> String {
-    format!(
-        "no identity in {}: make one with `understudy ca issue --dir CA --name NAME --address \
-         HOST:PORT --out {}`",
-        folder.display(),
-        folder.display()
-    )
-}
-
 /// A number that nobody else draws.
-pub fn random() -> Result<u64> {
+pub fn random() -> Result<u64, StartError> {
     let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
+    getrandom::fill(&mut bytes).map_err(StartError::Random)?;
     Ok(u64::from_ne_bytes(bytes))
 }
 

@@ -50,7 +50,7 @@ async fn run(config: Config, kinds: Kinds, token: Token) -> Result<(), Failure> 
     let marker = config.node.data_dir.join("draining");
     let node = Node::start(config, kinds, token)
         .await
-        .map_err(|error| failed(format!("{error:#}")))?;
+        .map_err(|error| failed(error.to_string()))?;
     let handle = node.handle.clone();
     tokio::select! {
         _ = terminate.recv() => {}

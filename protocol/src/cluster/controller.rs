@@ -22,7 +22,7 @@ use core::time::Duration;
 
 use minicbor::{Decode, Encode};
 
-use super::directory::{self, Command, Directory, Entry, GRANTS_MAX, Grant};
+use super::directory::{self, Command, Directory, Entry, GRANTS_MAX, Grant, IncarnationEntry};
 use super::placement;
 use super::voters::VOTERS_MAX;
 use crate::id::{IncarnationId, LogId, LogIndex, StoreId, UnitId, VotersVersion};
@@ -39,6 +39,9 @@ pub struct Controller {
     clock_moved: Time,
     /// State of the generator that stamps entries.
     random: u64,
+    /// Proofs of death that were heard, for whoever leads when they come; one each at most of the
+    /// incarnations that are listed.
+    notes: BTreeMap<IncarnationId, DeathNote>,
     leading: Option<Leading>,
     members: RaftMembers,
     actions: VecDeque<Action>,
@@ -140,7 +143,6 @@ struct Leading {
     sightings: BTreeMap<StoreId, Seen>,
     /// Who reported which expulsion's promises over.
     reports: BTreeMap<LogId, BTreeSet<StoreId>>,
-    notes: BTreeMap<IncarnationId, DeathNote>,
     /// Since when each live incarnation is known to this leader.
     known: BTreeMap<IncarnationId, Time>,
     /// Since when an incarnation has not applied this grant.
@@ -151,6 +153,8 @@ struct Leading {
     proposed: BTreeMap<Topic, Time>,
     /// Something changed that placement should look at.
     plan_due: bool,
+    /// A node began to drain: placement looks at once.
+    drains: bool,
     planned: Time,
     look_at: Time,
 }
@@ -182,6 +186,7 @@ impl Controller {
             directory,
             clock_moved: now,
             random: seed,
+            notes: BTreeMap::new(),
             leading: None,
             members: RaftMembers::default(),
             actions: VecDeque::new(),
@@ -208,6 +213,11 @@ impl Controller {
             directory::Event::Apply(_, entry) => ended(&entry.command),
             directory::Event::Skip(_) => None,
         };
+        let drains = matches!(
+            &event,
+            directory::Event::Apply(_, entry)
+                if matches!(entry.command, Command::Drain { draining: true, .. })
+        );
         let stood = over.filter(|over| self.directory.incarnations().contains_key(over));
         self.directory.handle(now, event)?;
         if self.directory.clock() > clock {
@@ -228,10 +238,12 @@ impl Controller {
             }
         }
         if let Some(over) = stood.filter(|over| !self.directory.incarnations().contains_key(over)) {
+            self.notes.remove(&over);
             self.actions.push_back(Action::Over(over));
         }
         if let Some(leading) = &mut self.leading {
             leading.plan_due = true;
+            leading.drains |= drains;
             if let Some(topic) = topic {
                 leading.proposed.remove(&topic);
             }
@@ -283,18 +295,23 @@ impl Controller {
         let mut expelled = Vec::new();
         for incarnation in live {
             let known = *leading.known.entry(incarnation).or_insert(now);
-            let unpromised = self.directory.voters().majority(|voter| {
+            let sighted = |voter: StoreId| {
                 let seen = leading
                     .sightings
                     .get(&voter)
                     .filter(|seen| now.since(seen.at) < ttl);
-                let sighted = seen.and_then(|seen| seen.live.get(&incarnation));
-                sighted.is_some_and(|sighted| !sighted.promised)
-            });
-            // A start that is new to the voters must first get to renew.
-            let grace = now.since(known) >= ttl * NEW_GRACE_TTL;
-            if (unpromised && grace)
-                || leading.lags(now, incarnation, &self.directory, ttl * LAG_TTL)
+                seen.and_then(|seen| seen.live.get(&incarnation))
+            };
+            let unpromised = self
+                .directory
+                .voters()
+                .majority(|voter| sighted(voter).is_some_and(|sighted| !sighted.promised));
+            // A start that is new to the voters must first get to renew; one that has renewed is not
+            // new to them, though it is to a new leader.
+            let renewed = |voter| sighted(voter).is_some_and(|seen| seen.applied > LogIndex::ZERO);
+            let old = self.directory.voters().iter().any(renewed)
+                || now.since(known) >= ttl * NEW_GRACE_TTL;
+            if (unpromised && old) || leading.lags(now, incarnation, &self.directory, ttl * LAG_TTL)
             {
                 expelled.push(incarnation);
             }
@@ -314,18 +331,16 @@ impl Controller {
             return;
         };
         let incarnations = self.directory.incarnations();
-        leading
-            .notes
-            .retain(|incarnation, _| incarnations.contains_key(incarnation));
+        // A voter may speak of an entry before it is applied here.
+        let applied = self.directory.applied().index;
         let held = |id: &LogId| {
-            incarnations
-                .values()
-                .any(|entry| entry.expelled == Some(*id))
+            let stands = |entry: &IncarnationEntry| entry.expelled == Some(*id);
+            id.index > applied || incarnations.values().any(stands)
         };
         leading.reports.retain(|expel, _| held(expel));
         let mut commands = Vec::new();
         for (incarnation, entry) in incarnations {
-            if let Some(note) = leading
+            if let Some(note) = self
                 .notes
                 .get(incarnation)
                 .filter(|note| note.proves(&entry.death))
@@ -481,6 +496,7 @@ impl Controller {
 
     /// T3, L12: every ownerless unit that should run is granted, all in one batch.
     fn place(&mut self, now: Time) {
+        let clock = self.stamp(now);
         let Some(leading) = &mut self.leading else {
             return;
         };
@@ -491,7 +507,7 @@ impl Controller {
                 .is_some_and(|owner| !self.directory.is_live(owner.incarnation));
             unit.wants_owner() || (!keeps(Rule::L7) && expelled)
         });
-        let again = now.since(leading.planned) >= PLAN_PERIOD;
+        let again = leading.drains || now.since(leading.planned) >= PLAN_PERIOD;
         let due = leading.plan_due && ownerless;
         if !again && !due {
             return;
@@ -499,10 +515,10 @@ impl Controller {
         if ownerless && leading.waits(now, Topic::Grants) {
             return;
         }
-        leading.plan_due = false;
+        (leading.plan_due, leading.drains) = (false, false);
         leading.planned = now;
         let suspected = leading.suspected(now, &self.directory);
-        let (desired, observed) = translate(&self.directory, &suspected);
+        let (desired, observed) = translate(&self.directory, &suspected, clock);
         let plan = placement::plan(&desired, &observed);
         let mut grants = Vec::new();
         for grant in plan.grants.into_iter().take(GRANTS_MAX) {
@@ -585,12 +601,12 @@ impl Leading {
             since: now,
             sightings: BTreeMap::new(),
             reports: BTreeMap::new(),
-            notes: BTreeMap::new(),
             known: BTreeMap::new(),
             lagging: BTreeMap::new(),
             joint_held: None,
             proposed: BTreeMap::new(),
             plan_due: true,
+            drains: false,
             planned: now,
             look_at: now,
         }
@@ -685,6 +701,9 @@ impl Machine for Controller {
             Event::Skip(id) => self.applied(now, directory::Event::Skip(id))?,
             Event::Install(directory) => {
                 self.directory = directory;
+                let listed = self.directory.incarnations();
+                self.notes
+                    .retain(|incarnation, _| listed.contains_key(incarnation));
                 self.clock_moved = now;
                 self.actions.push_back(Action::Membership);
                 let units = self.directory.units().keys().copied().collect();
@@ -722,10 +741,10 @@ impl Machine for Controller {
                 }
             }
             Event::Died(note) => {
-                let leading = self.leading.as_mut().ok_or(Refused::NotLeading)?;
+                // Also for one that does not lead: a note may come while nobody does.
                 let entry = self.directory.incarnations().get(&note.incarnation);
                 if entry.is_some_and(|entry| note.proves(&entry.death)) {
-                    leading.notes.insert(note.incarnation, note);
+                    self.notes.insert(note.incarnation, note);
                 }
             }
             Event::Members(members) => self.members = members,

@@ -22,8 +22,8 @@
 //! **An owned unit stays**, unless its node drains, a rule that must hold is broken, or another node
 //! is better by more than [`IMBALANCE_MILLI`]. Both sums are taken with the unit lifted off the
 //! board, so the way back would have to gain the same amount again: two plans cannot play
-//! ping-pong. A unit that moved is left alone for [`COOL_DOWN`], and one on its way counts against
-//! [`MOVES_MAX`] and is reserved for at both ends.
+//! ping-pong. A unit that moved is left alone for [`COOL_DOWN`], unless its node drains, and one on its
+//! way counts against [`MOVES_MAX`] and is reserved for at both ends.
 //!
 //! **A unit whose owner is not seen stays with its owner**: ownership ends by release or expulsion
 //! alone (rule L7), which the directory reports as having no owner.

@@ -187,6 +187,7 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         caller: Recorded::begin(now, config.incarnation, log("caller")),
         raft: parts.raft,
         heart: parts.heart,
+        kinds: parts.kinds.names().map(str::to_owned).collect(),
         driver: Driver::new(parts.kinds, children),
         outlet: Outlet::new(
             config.node,

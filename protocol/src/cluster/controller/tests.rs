@@ -1,7 +1,7 @@
 //! The controller, as a leader and as a follower.
 
 use super::*;
-use crate::cluster::directory::{Formation, Registration, Void};
+use crate::cluster::directory::{Claim, Formation, Registration, Void};
 use crate::id::{NodeId, Term};
 use crate::wire::heart::{DeathDigest, Ttl};
 
@@ -83,6 +83,7 @@ impl World {
         self.tell(Event::Apply(id, entry)).expect("the next entry");
     }
 
+    /// What was proposed since, but for grants.
     fn proposed(&mut self) -> Vec<Command> {
         let actions = core::iter::from_fn(|| self.leader.poll_action());
         actions
@@ -90,6 +91,7 @@ impl World {
                 Action::Propose(entry) => Some(entry.command),
                 _ => None,
             })
+            .filter(|command| !matches!(command, Command::Grant { .. }))
             .collect()
     }
 }
@@ -114,4 +116,160 @@ fn a_registration_that_would_be_void_is_not_proposed() {
         .tell(Event::Forwarded(register(1, 3)))
         .expect("proposed");
     assert_eq!(world.proposed(), [register(1, 3)]);
+}
+
+/// Two of three voters say whether they have promised to the first start of each node.
+fn sight(world: &mut World, nodes: &[u64], promised: bool, applied: u64) {
+    let sighted = nodes.iter().map(|node| Sighted {
+        incarnation: incarnation(*node, 1),
+        promised,
+        applied: LogIndex(applied),
+    });
+    let sighted: Vec<Sighted> = sighted.collect();
+    let voters = world.leader.directory().voters().version;
+    for voter in [2, 3].map(StoreId) {
+        let sighted = sighted.clone();
+        let sighting = Sighting {
+            voter,
+            voters,
+            sighted,
+        };
+        world.tell(Event::Sighted(sighting)).expect("taken in");
+    }
+}
+
+#[test]
+fn a_new_start_gets_to_renew_and_one_that_has_renewed_has_no_grace() {
+    let expel = Command::Expel {
+        incarnation: incarnation(1, 1),
+    };
+    let mut world = World::new();
+    sight(&mut world, &[1], false, 0);
+    assert_eq!(world.proposed(), []);
+    sight(&mut world, &[1], false, 4);
+    assert_eq!(world.proposed(), core::slice::from_ref(&expel));
+    let mut world = World::new();
+    world.now = 2 * TTL.duration().as_millis() as u64;
+    sight(&mut world, &[1], false, 0);
+    assert_eq!(world.proposed(), [expel]);
+}
+
+#[test]
+fn a_death_note_that_came_before_its_hearer_led_is_proposed_when_it_leads() {
+    let mut world = World::new();
+    world.tell(Event::Leading(false)).expect("taken in");
+    let note = |start| DeathNote {
+        incarnation: incarnation(1, start),
+        secret: secret(1, start),
+        at_work: Vec::new(),
+    };
+    for heard in [note(1), note(2)] {
+        world.tell(Event::Died(heard)).expect("taken in");
+    }
+    assert_eq!(world.proposed(), []);
+    world.tell(Event::Leading(true)).expect("taken in");
+    let DeathNote {
+        incarnation,
+        secret,
+        at_work,
+    } = note(1);
+    let command = Command::DeathNote {
+        incarnation,
+        secret,
+        at_work,
+    };
+    assert_eq!(world.proposed(), core::slice::from_ref(&command));
+    // It is kept until the incarnation is over, and not longer.
+    assert_eq!(world.leader.notes.len(), 1);
+    world.commit(command);
+    assert_eq!(world.leader.notes.len(), 0);
+}
+
+#[test]
+fn a_report_on_an_expulsion_that_is_not_applied_yet_is_kept_and_one_on_another_is_not() {
+    let expelled = incarnation(1, 1);
+    let over = Command::PromisesOver {
+        incarnation: expelled,
+    };
+    for (ahead, ends) in [(1, true), (2, false)] {
+        let mut world = World::new();
+        let expel = LogId {
+            term: Term(1),
+            index: LogIndex(world.index + ahead),
+        };
+        for voter in [2, 3].map(StoreId) {
+            let report = Report {
+                voter,
+                incarnation: expelled,
+                expel,
+            };
+            world.tell(Event::Reported(report)).expect("taken in");
+        }
+        assert_eq!(world.proposed(), []);
+        world.commit(Command::Expel {
+            incarnation: expelled,
+        });
+        let expect = ends.then(|| over.clone());
+        assert_eq!(world.proposed(), Vec::from_iter(expect));
+        world.commit(Command::Tick);
+        world.proposed();
+        let left = world.leader.leading.as_ref().expect("it leads");
+        assert_eq!(left.reports.contains_key(&expel), ends);
+    }
+}
+
+/// The moves among what was proposed.
+fn moves(world: &mut World) -> Vec<(UnitId, NodeId)> {
+    let moves = world
+        .proposed()
+        .into_iter()
+        .filter_map(|command| match command {
+            Command::Move { unit, to, .. } => Some((unit, to)),
+            _ => None,
+        });
+    moves.collect()
+}
+
+#[test]
+fn a_drain_moves_at_once_what_moved_a_moment_ago() {
+    let mut world = World::new();
+    let unit = UnitId(1);
+    let grant = |world: &World, to| {
+        let entry = world.leader.directory().unit(unit).expect("a shard");
+        let (epoch, config) = (entry.epoch, entry.config);
+        let to = incarnation(to, 1);
+        let grants = [Grant {
+            unit,
+            epoch,
+            config,
+            to,
+        }];
+        Command::Grant {
+            grants: grants.into(),
+        }
+    };
+    let claim = |world: &World, node| Claim {
+        unit,
+        epoch: world.leader.directory().unit(unit).expect("a shard").epoch,
+        incarnation: incarnation(node, 1),
+    };
+    let given = grant(&world, 1);
+    world.commit(given);
+    let epoch = claim(&world, 1).epoch;
+    let to = NodeId(2);
+    world.commit(Command::Move { unit, epoch, to });
+    let left = claim(&world, 1);
+    world.commit(Command::Release(left));
+    let given = grant(&world, 2);
+    world.commit(given);
+    assert_eq!(moves(&mut world), []);
+    world.now += 10;
+    let applied = world.index;
+    sight(&mut world, &[1, 2, 3], true, applied);
+    world.commit(Command::Drain {
+        node: to,
+        draining: true,
+    });
+    let moved = moves(&mut world);
+    assert!(matches!(moved[..], [(of, to)] if of == unit && to != NodeId(2)));
 }

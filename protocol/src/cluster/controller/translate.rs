@@ -11,17 +11,21 @@ use crate::cluster::placement::{
 };
 use crate::id::IncarnationId;
 use crate::rules::{Rule, keeps};
+use crate::time::ClusterTime;
 
-/// What should run and what is there. A unit that is down is not wanted, unless it is quarantined,
-/// which `explain` should say. Any node may ask, to explain what the leader does.
+/// What should run and what is there. `now` is the directory's time carried on: its clock stands still
+/// while nothing is committed, and a unit would never cool down. A unit that is down is not wanted,
+/// unless it is quarantined, which `explain` should say. Any node may ask, to explain what the leader
+/// does.
 pub fn translate(
     directory: &Directory,
     suspected: &BTreeSet<IncarnationId>,
+    now: ClusterTime,
 ) -> (Desired, Observed) {
     let mut shared: BTreeMap<&Needs, Arc<placement::Needs>> = BTreeMap::new();
     let mut desired = Desired::default();
     let mut observed = Observed {
-        now: directory.clock(),
+        now,
         ..Observed::default()
     };
     for (id, unit) in directory.units() {
@@ -41,11 +45,15 @@ pub fn translate(
         desired.units.insert(*id, wanted);
         observed.units.insert(*id, unit_view(directory, unit));
     }
+    // A node may have to hold them all, and one that holds all while others hold none is full.
+    let places = u64::try_from(desired.units.len()).unwrap_or(u64::MAX);
+    let places = places.max(PLACES_MIN);
     for (id, node) in directory.nodes() {
         if let Some(incarnation) = node.incarnation {
+            let suspected = suspected.contains(&incarnation);
             observed
                 .nodes
-                .insert(*id, node_view(node, suspected.contains(&incarnation)));
+                .insert(*id, node_view(node, places, suspected));
         }
     }
     (desired, observed)
@@ -84,7 +92,7 @@ fn unit_view(directory: &Directory, unit: &UnitEntry) -> UnitView {
     }
 }
 
-fn node_view(node: &NodeEntry, suspected: bool) -> NodeView {
+fn node_view(node: &NodeEntry, places: u64, suspected: bool) -> NodeView {
     let labels = node
         .labels
         .iter()
@@ -94,7 +102,7 @@ fn node_view(node: &NodeEntry, suspected: bool) -> NodeView {
         .iter()
         .map(|(name, amount)| (name.as_str().into(), *amount))
         .collect();
-    capacity.entry(PLACES.into()).or_insert(PLACES_DEFAULT);
+    capacity.entry(PLACES.into()).or_insert(places);
     NodeView {
         role: if node.works {
             Role::Worker
@@ -113,5 +121,6 @@ fn node_view(node: &NodeEntry, suspected: bool) -> NodeView {
 /// The resource that every unit takes one of.
 const PLACES: &str = "places";
 
-/// Places of a node that does not say: the directory's limit of dedicated units over a small cluster.
-const PLACES_DEFAULT: u64 = 20_000;
+/// Places of a node that does not say, at least: with fewer, a cluster of a handful of units would move
+/// them about for the sake of one.
+const PLACES_MIN: u64 = 16;

@@ -75,8 +75,9 @@ impl Directory {
             } => self.create(child, supervisor, restart, needs, set),
             Command::Remove { unit } => {
                 let entry = self.units.get(&unit).ok_or(Void::Unknown)?;
-                // S1: every slot has its shard.
-                if matches!(entry.scope, Scope::Slots { .. }) {
+                // S1: every slot has its shard, and every light child a unit: a shard that excepted
+                // one would not hold it again.
+                if !matches!(&entry.scope, Scope::Child(child) if child.is_dedicated()) {
                     return Err(Void::BadSlots);
                 }
                 let supervisor = entry.supervisor;

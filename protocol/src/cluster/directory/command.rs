@@ -168,7 +168,8 @@ pub enum Command {
         #[n(4)]
         set: BTreeSet<StoreId>,
     },
-    /// A unit is to end for good.
+    /// A unit is to end for good. Only one of a dedicated kind can: a light child always has a unit,
+    /// its shard or its own (S1).
     #[n(14)]
     Remove {
         /// Which.

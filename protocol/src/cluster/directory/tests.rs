@@ -981,6 +981,22 @@ fn an_excepted_child_gets_a_unit_of_its_own_at_the_next_epoch() {
 }
 
 #[test]
+fn a_light_child_always_has_a_unit() {
+    let mut cluster = Cluster::serving(2, 2);
+    let child = child_in(&cluster.unit(A).scope, 0);
+    cluster.ok(Command::Except {
+        claim: cluster.claim(A),
+        config: ConfigVersion(1),
+        child: child.clone(),
+    });
+    let own = cluster.directory.unit_of(&child).unwrap();
+    for unit in [own, A] {
+        cluster.void(Command::Remove { unit }, Void::BadSlots);
+    }
+    assert!(cluster.unit(own).scope.holds(&child));
+}
+
+#[test]
 fn a_shard_excepts_a_limited_number_of_children_also_when_merged() {
     let mut cluster = Cluster::serving(2, 2);
     for (unit, count) in [(A, EXCEPTIONS_MAX), (B, 1)] {

@@ -7,7 +7,7 @@
 //! and before they are committed: a voter that holds an expulsion must not forget it because the
 //! commit is late (L4). An entry that Raft truncates takes its fact away again.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -33,6 +33,8 @@ pub struct LeaseVoter {
     /// Before this instant promises may stand that the voter does not remember.
     unsure_until: Time,
     promises: BTreeMap<IncarnationId, Given>,
+    /// When each promise ends that stood when the leader was last told of it.
+    ends: BTreeSet<(Time, IncarnationId)>,
     leader: Option<NodeId>,
     leader_seen: Time,
     speak_at: Time,
@@ -200,6 +202,7 @@ impl LeaseVoter {
             limit,
             unsure_until: now + limit.duration(),
             promises: BTreeMap::new(),
+            ends: BTreeSet::new(),
             leader: None,
             leader_seen: now,
             speak_at: now,
@@ -233,7 +236,9 @@ impl LeaseVoter {
                 until,
                 applied: renewal.applied,
             });
+            self.ends.remove(&(given.until, renewal.incarnation));
             given.until = given.until.max(until);
+            self.ends.insert((given.until, renewal.incarnation));
             given.applied = given.applied.max(renewal.applied);
         }
         let promise = Promise {
@@ -277,11 +282,16 @@ impl LeaseVoter {
             return;
         };
         let voted = held.view.voters.contains(self.store);
-        held.view = held.settled.clone();
+        let old = core::mem::replace(&mut held.view, held.settled.clone());
         for (id, fact) in held.open.values() {
             held.view.learn(*id, fact);
         }
         let view = &held.view;
+        // An expulsion that ends nothing any more is reported at once.
+        let new = |incarnation: &&IncarnationId| !old.expelled.contains_key(*incarnation);
+        if view.expelled.keys().any(|incarnation| new(&incarnation)) {
+            self.speak_at = now;
+        }
         // L8: an added voter counts as restarted.
         if !voted && view.voters.contains(self.store) && keeps(Rule::L8) {
             let longest = self.limit.max(view.ttl.unwrap_or(LONGEST)).max(LONGEST);
@@ -290,33 +300,49 @@ impl LeaseVoter {
         if let Some(ttl) = view.ttl.filter(|ttl| *ttl > self.limit) {
             self.actions.push_back(Action::FlushLimit(ttl));
         }
+        let ends = &mut self.ends;
         self.promises.retain(|incarnation, given| {
-            now < given.until
-                || view.live.contains_key(incarnation)
-                || view.expelled.contains_key(incarnation)
+            let known =
+                view.live.contains_key(incarnation) || view.expelled.contains_key(incarnation);
+            if !known {
+                ends.remove(&(given.until, *incarnation));
+            }
+            now < given.until || known
         });
     }
 
     fn on_tick(&mut self, now: Time) {
-        if now < self.speak_at {
+        let mut ended = BTreeSet::new();
+        while self.ends.first().is_some_and(|(until, _)| *until <= now) {
+            ended.extend(self.ends.pop_first().map(|(_, incarnation)| incarnation));
+        }
+        let whole = now >= self.speak_at;
+        if !whole && ended.is_empty() {
             return;
         }
         let Some(held) = self.held.as_ref() else {
             self.speak_at = now + QUIET_PERIOD;
             return;
         };
-        self.speak_at = now
-            + held
-                .view
-                .ttl
-                .map_or(QUIET_PERIOD, |ttl| ttl.duration() / SPOKEN_PER_TTL);
+        if whole {
+            let ttl = held.view.ttl;
+            let period = ttl.map_or(QUIET_PERIOD, |ttl| ttl.duration() / SPOKEN_PER_TTL);
+            self.speak_at = now + period;
+            if now < self.unsure_until {
+                // What it may have promised in a former life ends then.
+                self.speak_at = self.speak_at.min(self.unsure_until);
+            }
+        }
         let Some(to) = self
             .leader
             .filter(|_| held.view.voters.contains(self.store))
         else {
             return;
         };
-        for (incarnation, (expel, _)) in &held.view.expelled {
+        // Everything now and then; between, what has just ended.
+        let spoken = |incarnation: &IncarnationId| whole || ended.contains(incarnation);
+        let expelled = held.view.expelled.iter();
+        for (incarnation, (expel, _)) in expelled.filter(|(id, _)| spoken(id)) {
             // L5: only a voter that holds the entry, and whose promise is over, says so.
             if !self.may_have_promised(now, *incarnation) {
                 let report = Report {
@@ -327,13 +353,15 @@ impl LeaseVoter {
                 self.actions.push_back(Action::Report { to, report });
             }
         }
-        let live: Vec<IncarnationId> = held.view.live.keys().copied().collect();
+        let live = held.view.live.keys().copied();
+        let live: Vec<IncarnationId> = live.filter(|id| spoken(id)).collect();
         let version = held.view.voters.version;
         // Also without anyone live: the leader counts who holds which list of voters (L8).
+        let empty = whole && live.is_empty();
         let pages = live
             .chunks(SIGHTED_MAX)
             .map(Some)
-            .chain(live.is_empty().then_some(None));
+            .chain(empty.then_some(None));
         for page in pages {
             let sighted = page
                 .unwrap_or_default()
@@ -485,7 +513,10 @@ impl Machine for LeaseVoter {
             Event::Asked(renewal) => self.on_asked(now, renewal)?,
             Event::LimitFlushed(ttl) => self.limit = self.limit.max(ttl),
             Event::LeaderSeen(node) => {
-                self.leader = Some(node);
+                if self.leader.replace(node) != Some(node) {
+                    // A new leader has heard nothing.
+                    self.speak_at = now;
+                }
                 self.leader_seen = now;
             }
             Event::Tick => self.on_tick(now),
@@ -498,11 +529,12 @@ impl Machine for LeaseVoter {
     }
 
     fn next_deadline(&self) -> Option<Time> {
-        Some(self.speak_at)
+        let ends = self.ends.first().map(|(until, _)| *until);
+        Some(ends.map_or(self.speak_at, |until| until.min(self.speak_at)))
     }
 }
 
-/// Reports and sightings in one TTL: the leader learns of an end within a quarter of it.
+/// How often in one TTL everything is said again, since datagrams are lost: what ends is said at once.
 const SPOKEN_PER_TTL: u32 = 4;
 
 /// How often a voter that knows no TTL yet looks again.
@@ -678,6 +710,66 @@ mod tests {
             .handle(at(5_500), Event::Held(id(5), Fact::Over(INC)))
             .expect("held");
         assert_eq!(reports(&mut voter, at(6_300)), []);
+    }
+
+    /// When the voter next wants to be looked at, and what it says then.
+    fn next_said(voter: &mut LeaseVoter) -> (Time, Vec<Action>) {
+        let at = voter
+            .next_deadline()
+            .expect("it always waits for something");
+        voter.handle(at, Event::Tick).expect("ticks");
+        (at, drain(voter))
+    }
+
+    #[test]
+    fn the_end_of_a_promise_is_said_at_that_instant() {
+        let mut voter = voter();
+        let asked = renewal(Ttl::LAN, 1);
+        check(&mut voter, at(1_000), asked.clone(), Verdict::Promised);
+        voter.handle(at(1_100), Event::Tick).expect("ticks");
+        drain(&mut voter);
+        let (when, said) = next_said(&mut voter);
+        assert_eq!(when, at(1_500));
+        let [Action::Sight { sighting, .. }] = &said[..] else {
+            panic!("{said:?}")
+        };
+        let promised: Vec<bool> = sighting.sighted.iter().map(|seen| seen.promised).collect();
+        assert_eq!(promised, [false]);
+        // Once: then as often as everything is said.
+        assert_eq!(voter.next_deadline(), Some(at(1_100 + 750)));
+        // A renewal moves it.
+        check(&mut voter, at(1_600), asked.clone(), Verdict::Promised);
+        check(&mut voter, at(1_700), asked, Verdict::Promised);
+        next_said(&mut voter);
+        assert_eq!(next_said(&mut voter).0, at(2_200));
+    }
+
+    #[test]
+    fn an_expelled_incarnations_end_is_reported_at_that_instant() {
+        let mut voter = voter();
+        let asked = renewal(Ttl::LAN, 1);
+        check(&mut voter, at(1_000), asked, Verdict::Promised);
+        let expel = Event::Held(id(4), Fact::Expelled(INC));
+        voter.handle(at(1_100), expel).expect("held");
+        assert_eq!(reports(&mut voter, at(1_100)), []);
+        assert_eq!(voter.next_deadline(), Some(at(1_500)));
+        assert_eq!(reports(&mut voter, at(1_499)), []);
+        assert_eq!(reports(&mut voter, at(1_500)), [INC]);
+    }
+
+    #[test]
+    fn an_expulsion_after_the_end_and_a_new_leader_are_spoken_to_at_once() {
+        let mut voter = voter();
+        assert_eq!(reports(&mut voter, at(1_000)), []);
+        let expel = Event::Held(id(4), Fact::Expelled(INC));
+        voter.handle(at(1_001), expel).expect("held");
+        assert_eq!(reports(&mut voter, at(1_001)), [INC]);
+        assert_eq!(reports(&mut voter, at(1_002)), []);
+        for (node, said) in [(9, vec![]), (8, vec![INC])] {
+            let seen = Event::LeaderSeen(NodeId(node));
+            voter.handle(at(1_003), seen).expect("seen");
+            assert_eq!(reports(&mut voter, at(1_003)), said);
+        }
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::time::ClusterTime;
 /// 32 keep the bulk lanes busy, and leave a cluster of any size mostly where it is.
 pub const MOVES_MAX: usize = 32;
 
-/// How long a moved unit is left alone, whatever the reason to move it again: live load is gossiped
-/// every few seconds and smoothed, so before this nobody knows what the move did.
+/// How long a moved unit is left alone, whatever the reason to move it again but a drain: live load is
+/// gossiped every few seconds and smoothed, so before this nobody knows what the move did.
 pub const COOL_DOWN: Duration = Duration::from_secs(15);
 
 /// How much better, in milli-units of a node, another node must be to move a unit that could stay.
@@ -130,10 +130,15 @@ impl<'a> Planner<'a> {
         planner
     }
 
-    /// Whether the unit moved so lately that it is left alone; until when.
+    /// Whether the unit moved so lately that it is left alone; until when. A node that drains waits for
+    /// no unit: its operator does, and no unit comes back to it.
     pub(super) fn cools_until(&self, item: usize) -> Option<ClusterTime> {
-        let until = self.board.items[item].seen?.last_moved? + COOL_DOWN;
-        (self.now < until).then_some(until)
+        let unit = &self.board.items[item];
+        let until = unit.seen?.last_moved? + COOL_DOWN;
+        let drains = unit
+            .owner
+            .is_some_and(|at| self.board.nodes[at].view.draining);
+        (self.now < until && !drains).then_some(until)
     }
 
     pub(super) fn judge_all(&self, item: usize) -> Vec<Result<Score, WhyNot>> {

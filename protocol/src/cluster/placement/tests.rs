@@ -556,13 +556,16 @@ fn an_imbalance_moves_only_beyond_the_threshold() {
 #[test]
 fn a_moved_unit_cools_down() {
     let millis = COOL_DOWN.as_millis() as u64;
-    let drained = |ago| [unit(1).on(1).moved_ago(ago)];
-    check(&[node(1).draining(), node(2)], &drained(millis - 1), "");
-    check(
-        &[node(1).draining(), node(2)],
-        &drained(millis),
-        "1:1>2 drain",
-    );
+    let full = |ago| [unit(1).on(1).moved_ago(ago)];
+    check(&[node(1).room(0), node(2)], &full(millis - 1), "");
+    check(&[node(1).room(0), node(2)], &full(millis), "1:1>2 broken");
+}
+
+#[test]
+fn a_draining_node_does_not_wait_for_a_unit_to_cool_down() {
+    let moved = [unit(1).on(1).moved_ago(0)];
+    check(&[node(1).draining(), node(2)], &moved, "1:1>2 drain");
+    check(&[node(1), node(2).draining()], &moved, "");
 }
 
 #[test]
@@ -645,6 +648,7 @@ fn a_stay_is_explained() {
     };
     let two = [node(1), node(2)];
     let drained = [node(1).draining(), node(2)];
+    let full = [node(1).room(0), node(2)];
     assert_eq!(stay(&two, unit(1).on(1)), Stay::Settled);
     assert_eq!(
         stay(&two, unit(1).on(1).going(2)),
@@ -657,7 +661,7 @@ fn a_stay_is_explained() {
     );
     let until = NOW + COOL_DOWN;
     assert_eq!(
-        stay(&drained, unit(1).on(1).moved_ago(0)),
+        stay(&full, unit(1).on(1).moved_ago(0)),
         Stay::CoolsDown { until }
     );
     let why = WhyUnplaced::NoNodeTakesUnits;

@@ -599,7 +599,11 @@ impl Owner {
                 return;
             }
         }
-        if !all && now < self.adopt_at() {
+        // Those whose node is not live are about to leave the set: nobody waits for them.
+        let gone = |store: &StoreId| self.view.unreachable.contains(store);
+        let mut reachable = self.view.set.iter().filter(|store| !gone(store));
+        let waits = reachable.any(|store| !sealed.contains(store));
+        if waits && now < self.adopt_at() {
             return;
         }
         self.unavailable = false;

@@ -122,6 +122,19 @@ fn a_takeover_waits_for_stragglers_and_then_drops_the_unsealed() {
 }
 
 #[test]
+fn a_takeover_does_not_wait_for_stores_whose_node_is_not_live() {
+    let mut world = World::serving(3, 3, 2);
+    write_all(&mut world, 2);
+    world.away = [store(3)].into();
+    world.view.unreachable = [store(3)].into();
+    world.take_over();
+    world.run(5);
+    assert_eq!(world.owner().phase(), Phase::Serving);
+    assert_eq!(world.set(), [1, 2]);
+    assert_eq!(loaded(&mut world), [1, 2]);
+}
+
+#[test]
 fn all_sealed_need_not_wait() {
     let mut world = World::serving(3, 3, 2);
     world.take_over();
