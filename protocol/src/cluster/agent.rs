@@ -81,7 +81,8 @@ pub struct AgentSettings {
     /// How long one call may be at work before its child is killed as hung.
     #[n(4)]
     pub work_limit: Duration,
-    /// A snapshot is written when this many records follow the last one.
+    /// A snapshot is written when this many records follow the last one; at most
+    /// [`SNAPSHOT_EVERY_MAX`].
     #[n(5)]
     pub snapshot_every: u64,
 }
@@ -586,7 +587,8 @@ impl Agent {
             }
             let full = host.held.len() >= HELD_MAX
                 || owner.chain_len(child) + RECORDS_PER_CALL > CHAIN_RECORDS_MAX;
-            let due_snapshot = owner.since_snapshot(child) + 1 >= self.settings.snapshot_every;
+            let every = self.settings.snapshot_every.min(SNAPSHOT_EVERY_MAX);
+            let due_snapshot = owner.since_snapshot(child) + 1 >= every;
             match host.calls.admit(now, &envelope.key, envelope.request_hash) {
                 Admission::Answered { answer, seq } => self.hold(now, child, seq, call, answer),
                 Admission::Conflict => self.reply(call, Outcome::Conflict),
@@ -1325,6 +1327,13 @@ const RETRY_AFTER_MS: u32 = 50;
 
 /// A call writes a step, and sometimes a snapshot.
 const RECORDS_PER_CALL: usize = 2;
+
+/// Records between two snapshots, at most. A chain holds two generations and the one that is being
+/// written, each with its snapshot: were they longer, a chain would be full before the snapshot came
+/// that shortens it, and its child could take no step any more.
+pub const SNAPSHOT_EVERY_MAX: u64 = 40;
+const _: () =
+    assert!(3 * (SNAPSHOT_EVERY_MAX as usize + 1) + RECORDS_PER_CALL <= CHAIN_RECORDS_MAX);
 
 /// The version of the bodies in [`crate::wire::step`].
 const SCHEMA: u16 = 1;
