@@ -35,7 +35,7 @@ use crate::machine::Machine;
 use crate::rules::{Rule, keeps};
 use crate::supervision::{self, Exit, Intensity, Policy, RestartType, Strategy, Supervisor};
 use crate::time::Time;
-use crate::wire::codec::{DecodeError, decode_exact};
+use crate::wire::codec::{CALL_BODY_BYTES_MAX, DecodeError, decode_exact};
 use crate::wire::envelope::{CallId, Envelope, Outcome, Reply, Route};
 use crate::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind};
 use crate::wire::replica::{CHAIN_RECORDS_MAX, ReplicaAnswer, ReplicaRequest, Scope};
@@ -652,6 +652,7 @@ impl Agent {
         host.state = State::Ready;
         let unit = host.unit;
         self.mark_work(unit);
+        let is_framed = answer.len() <= CALL_BODY_BYTES_MAX;
         if let Some(effect) = effect {
             let remembered = Remembered {
                 key,
@@ -659,7 +660,11 @@ impl Agent {
                 answer: answer.clone(),
                 seq: None,
             };
-            let written = self.write_step(now, &child, remembered, effect, state);
+            let written = if is_framed {
+                self.write_step(now, &child, remembered, effect, state)
+            } else {
+                Err(OwnerRefused::TooLarge)
+            };
             if let Err(refused) = written {
                 // Its memory is ahead of its records: it starts again from them.
                 self.reply(
@@ -677,7 +682,12 @@ impl Agent {
             .owners
             .get(&unit)
             .map_or(Seq::ZERO, |owner| owner.tail(&child));
-        self.hold(now, &child, tail, call, answer);
+        if is_framed {
+            self.hold(now, &child, tail, call, answer);
+        } else {
+            // A read: nothing was done, and no lane would take its answer.
+            self.reply(call, Outcome::TooLarge);
+        }
         self.work(now, &child);
         self.drive(now, unit);
         Ok(())
@@ -801,11 +811,16 @@ impl Agent {
             return Err(Refused::NotExpected);
         }
         let unit = host.unit;
-        if let State::Working(envelope, _) = core::mem::replace(&mut host.state, State::Down) {
-            let call = envelope.call;
-            self.reply(call, Outcome::Unknown);
-            self.mark_work(unit);
-        }
+        let exit = match core::mem::replace(&mut host.state, State::Down) {
+            State::Working(envelope, _) => {
+                self.reply(envelope.call, Outcome::Unknown);
+                self.mark_work(unit);
+                exit
+            }
+            // It was stopped because it hung: however well it ended, it did not end by itself.
+            State::Killed => Exit::Abnormal,
+            _ => exit,
+        };
         if self.owners.get(&unit).is_some_and(is_dedicated) {
             self.drop_hosts_named(&child);
             self.leave(now, unit, Leaving::Exit(exit));
@@ -1339,73 +1354,4 @@ const _: () =
 const SCHEMA: u16 = 1;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::id::{ConfigVersion, Epoch};
-    use crate::wire::envelope::CallKey;
-
-    fn remembered(number: u64) -> Remembered {
-        let gateway = IncarnationId(1);
-        Remembered {
-            key: CallKey::Internal { gateway, number },
-            request_hash: 7,
-            answer: Bytes::new(),
-            seq: None,
-        }
-    }
-
-    fn base(calls: usize) -> Bytes {
-        encoded(&Base {
-            calls: (0..calls as u64).map(remembered).collect(),
-            state: Bytes::from_static(b"state"),
-        })
-    }
-
-    fn step() -> Bytes {
-        encoded(&Step {
-            call: Some(remembered(9_999)),
-            effect: Bytes::from_static(b"effect"),
-        })
-    }
-
-    /// How many steps and calls are read from a base and a step.
-    fn check(base: Bytes, step: Bytes, expected: Result<(usize, usize), DecodeError>) {
-        let child = ChildId::parse("t/k/c").expect("a child id");
-        let mut prev = Head::NONE;
-        let records =
-            [(RecordKind::Snapshot, base), (RecordKind::Delta, step)].map(|(kind, body)| {
-                let (epoch, config) = (Epoch(1), ConfigVersion(1));
-                let record =
-                    Record::chained(child.clone(), epoch, config, prev, kind, SCHEMA, body);
-                prev = record.head();
-                record
-            });
-        let mut calls = Calls::default();
-        let read = read_bodies(Time::ZERO, Duration::from_secs(1), &records, &mut calls);
-        let read = read.map(|(base, steps)| {
-            assert_eq!(base, Some(Bytes::from_static(b"state")));
-            (steps.len(), calls.len())
-        });
-        assert_eq!(read, expected);
-    }
-
-    #[test]
-    fn a_body_that_is_not_read_exactly_ends_the_reading_and_is_never_passed_over() {
-        check(base(2), step(), Ok((1, 3)));
-        check(base(CALLS_MAX), step(), Ok((1, CALLS_MAX + 1)));
-        let range = DecodeError::Malformed("a value is out of its range");
-        check(base(CALLS_MAX + 1), step(), Err(range));
-        let cut = DecodeError::Malformed("ends inside a value");
-        check(base(2), Bytes::new(), Err(cut));
-        check(base(2).slice(1..), step(), Err(DecodeError::TrailingBytes));
-        let mut added = step().to_vec();
-        added[0] += 1; // an array of three
-        added.push(1);
-        check(base(2), Bytes::from(added), Err(DecodeError::NotExact));
-        let mut key = remembered(1);
-        key.key = CallKey::Client("k".repeat(65));
-        let call = Some(key);
-        let effect = Bytes::new();
-        check(base(0), encoded(&Step { call, effect }), Err(range));
-    }
-}
+mod tests;

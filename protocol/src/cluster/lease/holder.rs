@@ -27,6 +27,8 @@ pub struct LeaseHolder {
     standing: Standing,
     /// Until when each voter's promise counts, by this node's clock.
     promised: BTreeMap<StoreId, Time>,
+    /// For which TTL each voter promised last: a majority's sets the pace of the renewals.
+    promised_ttl: BTreeMap<StoreId, Ttl>,
     /// Rounds whose answers still count, oldest first; at most [`ROUNDS_MAX`].
     rounds: VecDeque<Round>,
     next_round: u64,
@@ -143,6 +145,7 @@ impl LeaseHolder {
             applied: LogIndex::ZERO,
             standing: Standing::Waiting,
             promised: BTreeMap::new(),
+            promised_ttl: BTreeMap::new(),
             rounds: VecDeque::new(),
             next_round: 1,
             renew_at: now,
@@ -166,6 +169,7 @@ impl LeaseHolder {
     fn on_directory(&mut self, now: Time, voters: Voters, ttl: Ttl, applied: LogIndex) {
         if voters != self.voters {
             self.promised.retain(|store, _| voters.contains(*store));
+            self.promised_ttl.retain(|store, _| voters.contains(*store));
             self.voters = voters;
             self.renew_at = now;
         }
@@ -184,6 +188,9 @@ impl LeaseHolder {
             self.end();
             return Ok(());
         }
+        if promise.verdict == Verdict::TtlAboveLimit {
+            self.ask_again_soon();
+        }
         if promise.verdict != Verdict::Promised {
             return Ok(());
         }
@@ -201,6 +208,7 @@ impl LeaseHolder {
         };
         let counted = self.promised.entry(promise.voter).or_insert(until);
         *counted = (*counted).max(until);
+        self.promised_ttl.insert(promise.voter, round.ttl);
         self.count(now);
         Ok(())
     }
@@ -255,8 +263,29 @@ impl LeaseHolder {
         }
     }
 
+    /// The TTL that the lease in hand was promised for, where that is shorter than the one in force:
+    /// until a majority has promised the longer one, the old lease ends at its own pace, and a round
+    /// that asks too rarely comes too late for it.
+    fn pace(&self) -> Ttl {
+        let promised = self
+            .voters
+            .majority_value(|store| self.promised_ttl.get(&store).copied());
+        promised.map_or(self.ttl, |promised| promised.min(self.ttl))
+    }
+
+    /// A voter has not flushed the new limit yet (L3): a matter of milliseconds, and nothing to wait a
+    /// whole round for. One that stays behind a majority is asked at the common pace.
+    fn ask_again_soon(&mut self) {
+        let pace = self.pace();
+        let is_settled = pace == self.ttl && self.standing != Standing::Waiting;
+        if let Some(last) = self.rounds.back().filter(|_| !is_settled) {
+            let soon = last.sent + pace.duration() / (ROUNDS_PER_TTL * ASKED_AGAIN_PER_ROUND);
+            self.renew_at = self.renew_at.min(soon);
+        }
+    }
+
     fn renew(&mut self, now: Time) {
-        self.renew_at = now + self.ttl.duration() / ROUNDS_PER_TTL;
+        self.renew_at = now + self.pace().duration() / ROUNDS_PER_TTL;
         let round = Round {
             number: self.next_round,
             sent: now,
@@ -349,6 +378,11 @@ const DRIFT_PERCENT: u32 = 2;
 
 /// Renewals in one TTL. Five may be lost in a row before the sixth comes too late.
 const ROUNDS_PER_TTL: u32 = 6;
+
+/// How often a round is repeated early while voters have yet to flush a longer TTL: with the shortest
+/// preset after 20 ms, which is some flushes, and [`ROUNDS_MAX`] of them still cover a round trip of a
+/// third of the TTL.
+const ASKED_AGAIN_PER_ROUND: u32 = 4;
 
 /// Answers count for this many rounds: later ones would add less than nothing to the lease.
 const ROUNDS_MAX: usize = 8;
@@ -464,6 +498,84 @@ mod tests {
             .handle(at(5), Event::Heard(expelled))
             .expect("counted");
         assert_eq!(drain(&mut holder), [Action::Lapsed]);
+    }
+
+    /// Plays rounds every 10 ms: voters answer 5 ms later, and refuse a TTL above the limit until they
+    /// have flushed it at `flushed`. Returns when the lease is over, or `until`.
+    fn play(holder: &mut LeaseHolder, from: u64, until: u64, flushed: u64) -> u64 {
+        for millis in (from..until).step_by(5) {
+            let _ = holder.handle(at(millis), Event::CanaryAnswered);
+            if holder.next_deadline().is_some_and(|due| due <= at(millis)) {
+                let _ = holder.handle(at(millis), Event::Tick);
+            }
+            for action in drain(holder) {
+                match action {
+                    Action::Lapsed => return millis,
+                    Action::Renew { to, renewal } => {
+                        let is_above = renewal.ttl > Ttl::LAN && millis + 5 < flushed;
+                        let verdict = if is_above {
+                            Verdict::TtlAboveLimit
+                        } else {
+                            Verdict::Promised
+                        };
+                        let answer = Promise {
+                            voter: to,
+                            incarnation: renewal.incarnation,
+                            round: renewal.round,
+                            verdict,
+                        };
+                        let _ = holder.handle(at(millis + 5), Event::Heard(answer));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        until
+    }
+
+    fn set_ttl(holder: &mut LeaseHolder, millis: u64, ttl: Ttl) {
+        let directory = Event::Directory {
+            voters: Voters::first([StoreId(1), StoreId(2), StoreId(3)]),
+            ttl,
+            applied: LogIndex(5),
+        };
+        holder.handle(at(millis), directory).expect("accepted");
+    }
+
+    #[test]
+    fn a_longer_ttl_is_asked_for_at_the_old_pace_until_a_majority_has_promised_it() {
+        for flushed in [1_000, 1_010, 1_100, 1_200, 1_300] {
+            let mut holder = holder();
+            set_ttl(&mut holder, 0, Ttl::LAN);
+            assert_eq!(play(&mut holder, 0, 1_000, u64::MAX), 1_000);
+            set_ttl(&mut holder, 1_000, Ttl::DEFAULT);
+            let ended = play(&mut holder, 1_000, 10_000, flushed);
+            assert_eq!(ended, 10_000, "flushed at {flushed}");
+        }
+    }
+
+    #[test]
+    fn a_settled_ttl_is_asked_for_at_its_own_pace() {
+        let mut holder = holder();
+        set_ttl(&mut holder, 0, Ttl::LAN);
+        play(&mut holder, 0, 1_000, u64::MAX);
+        set_ttl(&mut holder, 1_000, Ttl::DEFAULT);
+        play(&mut holder, 1_000, 3_000, 1_020);
+        let first = holder.next_round;
+        play(&mut holder, 3_000, 6_000, 0);
+        assert_eq!(holder.next_round - first, u64::from(ROUNDS_PER_TTL));
+        // One voter whose disk is stuck makes nobody ask more often.
+        let stuck = Promise {
+            voter: StoreId(3),
+            incarnation: IncarnationId(7),
+            round: holder.next_round - 1,
+            verdict: Verdict::TtlAboveLimit,
+        };
+        let due = holder.next_deadline();
+        holder
+            .handle(at(6_000), Event::Heard(stuck))
+            .expect("heard");
+        assert_eq!(holder.next_deadline(), due);
     }
 
     #[test]
