@@ -7,4 +7,5 @@
 //! Never does: comparing numbers from two runs. Machines differ from hour to hour by more than most
 //! improvements are worth.
 
+pub mod cpu;
 pub mod report;

@@ -332,12 +332,18 @@ Usage: cargo xtask bench NAME [--yes]
 
 Benches:
   simulator    whole simulated clusters a second
+  failover     how long callers see the loss of a node
+  messaging    tells and asks between two processes, beside Erlang, ractor_cluster and a raw QUIC stream
+  checkpoint   records of 4 KiB flushed on three replicas, beside the disk alone
 
 Options:
   -y, --yes    install what is missing without asking
 
+A peer that cannot be installed is left out, and the bench says so.
+
 Examples:
   cargo xtask bench simulator
+  cargo xtask bench messaging --yes
 ";
 
 const HELP_DOCTOR: &str = "\

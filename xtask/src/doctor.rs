@@ -60,7 +60,7 @@ impl Row {
     fn state(&self) -> &'static str {
         match (self.present, self.need.wanted_by, &self.need.remedy) {
             (true, ..) => "present",
-            (false, [], Remedy::Optional { .. }) => "optional",
+            (false, [], Remedy::Optional { .. }) | (false, [Task::Peers], _) => "optional",
             (false, [], _) => "later",
             (false, ..) => "missing",
         }
@@ -131,6 +131,7 @@ impl Task {
             Task::Test => "test",
             Task::Demo => "demo",
             Task::Bench => "bench",
+            Task::Peers => "bench (peers)",
         }
     }
 }
@@ -159,6 +160,7 @@ mod tests {
         check("cc", true, "present");
         check("cc", false, "missing");
         check("cargo-deny", false, "optional");
+        check("erlang", false, "optional");
         check("lavapipe", false, "later");
         check("lavapipe", true, "present");
     }

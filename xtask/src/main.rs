@@ -44,7 +44,7 @@ fn main() -> ExitCode {
             needs::ensure(Task::Demo, yes).and_then(|()| demo::run(&show))
         }
         Command::Bench { bench, yes } => {
-            needs::ensure(Task::Bench, yes).and_then(|()| bench::run(bench))
+            needs::ensure(Task::Bench, yes).and_then(|()| bench::run(bench, yes))
         }
         Command::Doctor { json } => doctor::run(json),
     };

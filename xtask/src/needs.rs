@@ -18,6 +18,8 @@ pub(crate) enum Task {
     Test,
     Demo,
     Bench,
+    /// The systems that a bench compares ours with. It runs without them, and says so.
+    Peers,
 }
 
 /// One thing a machine may lack.
@@ -59,8 +61,9 @@ pub(crate) enum Remedy {
 }
 
 /// Everything. A machine with Debian 12 or later, rustup and build-essential has all that is wanted
-/// today; the last three rows wait for the commands that will name themselves in them.
-pub(crate) const NEEDS: [Need; 8] = [
+/// today, but for the peers of a bench; the last three rows wait for the commands that will name
+/// themselves in them.
+pub(crate) const NEEDS: [Need; 9] = [
     Need {
         name: "cc",
         what_for: "linking; xtask itself cannot be built without it",
@@ -101,6 +104,13 @@ pub(crate) const NEEDS: [Need; 8] = [
             package: "cargo-deny",
             instead: "that check is skipped",
         },
+    },
+    Need {
+        name: "erlang",
+        what_for: "a peer of the messaging bench",
+        wanted_by: &[Task::Peers],
+        probe: Probe::Program("erlc"),
+        remedy: Remedy::System("erlang-base"),
     },
     Need {
         name: "chromium-headless-shell",
