@@ -14,3 +14,4 @@ pub mod heart;
 pub mod journal;
 pub mod raft;
 mod realtime;
+pub mod wakeups;

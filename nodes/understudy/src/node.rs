@@ -20,6 +20,7 @@ use understudy_control::core::{self, CoreConfig, CoreParts, CoreTask};
 use understudy_control::handle::Handle;
 use understudy_control::heart::{HeartCalls, HeartConfig, HeartError, HeartSocket, HeartThread};
 use understudy_control::raft::{Asked, RaftDriver, RaftNetwork, RequestFailed};
+use understudy_control::wakeups::{TTL_WAKEUPS, late_by};
 use understudy_gateway::{Reach, Token};
 use understudy_protocol::cluster::directory::Command;
 use understudy_protocol::id::{IncarnationId, NodeId, StoreId};
@@ -103,6 +104,17 @@ pub enum StartError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// This machine wakes threads so late that a lease of this length would lapse for nothing (L9).
+    #[error(
+        "this machine wakes a thread up to {late:?} late, and a lease of {ttl:?} must be {TTL_WAKEUPS} \
+         times that: choose `[lease] preset = \"default\"` or a longer `ttl`, or a quieter machine"
+    )]
+    LateWakeups {
+        /// The 99.9th percentile.
+        late: Duration,
+        /// The configured TTL.
+        ttl: Duration,
+    },
     /// The system gives no randomness.
     #[error("no randomness: {0}")]
     Random(getrandom::Error),
@@ -119,6 +131,11 @@ impl Node {
         let identity = Arc::new(identity);
         let node = identity.node();
         let incarnation = IncarnationId(random()?);
+        let late = late_by().map_err(StartError::Thread)?;
+        let ttl = config.lease.ttl.duration();
+        if ttl < late * TTL_WAKEUPS {
+            return Err(StartError::LateWakeups { late, ttl });
+        }
         let exe = std::env::current_exe().map_err(StartError::Exe)?;
         let data = &config.node.data_dir;
         std::fs::create_dir_all(data).map_err(|error| StartError::Data {
@@ -259,7 +276,10 @@ impl Node {
             min_copies: config.checkpoint.min_copies,
             work_limit: WORK_LIMIT,
             passivate_after: PASSIVATE_AFTER,
-            journal: config.log.events.then(|| config.node.data_dir.join("events")),
+            journal: config
+                .log
+                .events
+                .then(|| config.node.data_dir.join("events")),
             fatal: Arc::new(|why| fatal(&why)),
         };
         let (handle, core) = core::start(
