@@ -97,7 +97,7 @@ pub(crate) struct WardenProcess {
     pub life: u64,
     /// Helpers alive, and whose child each is.
     pub helpers: BTreeMap<u64, ChildId>,
-    /// Helpers that should have died while the machine was paused, and until when they may live (L2).
+    /// Helpers that outlive their lease because the machine was paused, and until when they may (L2).
     pub overdue: BTreeMap<u64, True>,
 }
 
@@ -126,9 +126,15 @@ impl WardenProcess {
     /// The machine goes on after a pause: if the deadline came meanwhile, what still lives is excused
     /// until the warden has killed it, and not for longer than that takes.
     pub(crate) fn thaws(&mut self, now: True, local: Time) {
-        let missed = self.machine.next_deadline().is_some_and(|at| at <= local);
-        for helper in self.helpers.keys().filter(|_| missed) {
-            let until = now.after(KILL_TIME);
+        if self.machine.next_deadline().is_some_and(|at| at <= local) {
+            self.is_late(now);
+        }
+    }
+
+    /// What lives now is being killed, and could not be in time.
+    pub(crate) fn is_late(&mut self, now: True) {
+        let until = now.after(KILL_TIME);
+        for helper in self.helpers.keys() {
             self.overdue.entry(*helper).or_insert(until);
         }
     }

@@ -585,11 +585,16 @@ impl Agent {
                 // The caller has gone; what was not begun is not begun now.
                 continue;
             }
-            let full = host.held.len() >= HELD_MAX
-                || owner.chain_len(child) + RECORDS_PER_CALL > CHAIN_RECORDS_MAX;
+            let held_full = host.held.len() >= HELD_MAX;
+            let full = held_full || owner.chain_len(child) + RECORDS_PER_CALL > CHAIN_RECORDS_MAX;
             let every = self.settings.snapshot_every.min(SNAPSHOT_EVERY_MAX);
             let due_snapshot = owner.since_snapshot(child) + 1 >= every;
             match host.calls.admit(now, &envelope.key, envelope.request_hash) {
+                // I5: who asks again and again waits for the same records.
+                Admission::Answered { .. } if held_full => {
+                    let retry_after_ms = RETRY_AFTER_MS;
+                    self.reply(call, Outcome::Overloaded { retry_after_ms });
+                }
                 Admission::Answered { answer, seq } => self.hold(now, child, seq, call, answer),
                 Admission::Conflict => self.reply(call, Outcome::Conflict),
                 Admission::Full { until } => {
@@ -1353,5 +1358,7 @@ const _: () =
 /// The version of the bodies in [`crate::wire::step`].
 const SCHEMA: u16 = 1;
 
+#[cfg(test)]
+mod held;
 #[cfg(test)]
 mod tests;

@@ -64,6 +64,10 @@ impl World {
         let Some(process) = of.process.take() else {
             return;
         };
+        if let Some(warden) = of.warden.as_mut().filter(|_| process.excused) {
+            // L2: its clock said that the lease was valid; its warden kills from now on.
+            warden.is_late(self.now);
+        }
         let life = of.life;
         of.life += 1;
         let kept = self.rng.below(3) as usize;
@@ -1255,8 +1259,9 @@ impl World {
             let (mailbox, held, calls) = process.agent.usage();
             assert!(
                 mailbox <= agent::MAILBOX_MAX
-                    && held <= agent::HELD_MAX + 1
-                    && calls <= understudy_protocol::cluster::calls::CALLS_MAX
+                    && held <= agent::HELD_MAX
+                    && calls <= understudy_protocol::cluster::calls::CALLS_MAX,
+                "{mailbox} calls wait, {held} replies are held, {calls} calls are remembered"
             );
         });
     }

@@ -11,6 +11,7 @@ use super::{
     Member, Needs, NodeEntry, Owner, ROOT, Registration, Run, StoreEntry, SupervisorEntry,
     UnitEntry, Void,
 };
+use crate::cluster::lease::Ended;
 use crate::cluster::voters::Voters;
 use crate::id::{
     ChildId, ConfigVersion, Epoch, IncarnationId, LogId, NodeId, SLOTS, SlotRange, StoreId,
@@ -190,7 +191,7 @@ impl Directory {
             return Err(Void::NotNow);
         }
         // Late, or repeated: its promises are over for good.
-        let ended = |node: &NodeEntry| node.ended.contains(&new.incarnation);
+        let ended = |node: &NodeEntry| node.ended.contains(new.incarnation);
         if self.nodes.get(&new.node).is_some_and(ended) {
             return Err(Void::NoIncarnation);
         }
@@ -204,7 +205,7 @@ impl Directory {
 
     fn register(&mut self, id: LogId, new: Registration) -> Result<(), Void> {
         self.may_register(&new)?;
-        let (mut draining, mut ended) = (false, Vec::new());
+        let (mut draining, mut ended) = (false, Ended::default());
         if let Some(former) = self.nodes.get(&new.node) {
             draining = former.draining;
             ended.clone_from(&former.ended);
@@ -311,7 +312,7 @@ impl Directory {
         if let Some(entry) = self.incarnations.remove(&incarnation) {
             self.nodes
                 .entry(entry.node)
-                .and_modify(|node| node.remember_ended(incarnation));
+                .and_modify(|node| node.ended.remember(incarnation));
         }
         let mut lost: BTreeMap<SupervisorId, Vec<(Member, bool)>> = BTreeMap::new();
         for (id, unit) in &mut self.units {

@@ -18,10 +18,9 @@ use super::command::{
     ADDRESS_BYTES_MAX, Command, Entry, Formation, GRANTS_MAX, LABEL_BYTES_MAX, LABELS_MAX, Needs,
     RESOURCES_MAX, Registration, SET_MAX,
 };
-use super::entries::{
-    ENDED_MAX, IncarnationEntry, Member, NodeEntry, StoreEntry, SupervisorEntry, UnitEntry,
-};
+use super::entries::{IncarnationEntry, Member, NodeEntry, StoreEntry, SupervisorEntry, UnitEntry};
 use super::{DIRECTORY_VERSION, Directory, ROOT};
+use crate::cluster::lease::ENDED_MAX;
 use crate::cluster::voters::{VOTERS_MAX, Voters};
 use crate::id::{
     COUNTER_MAX, ChildId, Epoch, IncarnationId, LogId, NodeId, SLOTS, StoreId, SupervisorId, UnitId,
@@ -147,10 +146,10 @@ impl Directory {
             labels_hold(node.labels.iter().map(|(name, value)| (name, Some(value))))?;
             resources_hold(&node.capacity)?;
             holds(
-                node.ended.len() <= ENDED_MAX,
+                node.ended.iter().count() <= ENDED_MAX,
                 "at most sixteen ended starts of a node are remembered",
             )?;
-            let over = |ended| !self.incarnations.contains_key(ended);
+            let over = |ended| !self.incarnations.contains_key(&ended);
             holds(node.ended.iter().all(over), "what has ended is over")?;
         }
         let known = |store: &StoreEntry| self.nodes.contains_key(&store.node);

@@ -4,11 +4,11 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
-use alloc::vec::Vec;
 
 use minicbor::{Decode, Encode};
 
 use super::command::Needs;
+use crate::cluster::lease::Ended;
 use crate::id::{
     ConfigVersion, Epoch, IncarnationId, LogId, NodeId, StoreId, SupervisorId, UnitId,
 };
@@ -47,10 +47,10 @@ pub struct NodeEntry {
     /// Where its peers reach it, as `host:port`; its heart listens on the next port.
     #[n(8)]
     pub address: String,
-    /// Its last starts that are over, oldest first, at most [`ENDED_MAX`]: none of them is made live
-    /// again by a registration that comes late or twice.
+    /// Its last starts that are over: none of them is made live again by a registration that comes late
+    /// or twice.
     #[n(9)]
-    pub ended: Vec<IncarnationId>,
+    pub ended: Ended,
 }
 
 /// One start of a node, until its promises are over.
@@ -167,20 +167,6 @@ pub enum Member {
     Unit(#[n(0)] UnitId),
     #[n(1)]
     Supervisor(#[n(0)] SupervisorId),
-}
-
-/// Ended starts remembered of a node. A node repeats its registration only until it is listed, and each
-/// further start takes at least a new process and the end of the promises before it: a message or a
-/// proposal that outlives sixteen of them has outlived every connection that could carry it.
-pub const ENDED_MAX: usize = 16;
-
-impl NodeEntry {
-    pub(super) fn remember_ended(&mut self, incarnation: IncarnationId) {
-        if self.ended.len() >= ENDED_MAX {
-            self.ended.remove(0);
-        }
-        self.ended.push(incarnation);
-    }
 }
 
 impl UnitEntry {

@@ -42,8 +42,7 @@ pub use command::{
     LABELS_MAX, Needs, RESOURCES_MAX, Registration, SET_MAX, Void,
 };
 pub use entries::{
-    ENDED_MAX, IncarnationEntry, Member, NodeEntry, Owner, Run, StoreEntry, SupervisorEntry,
-    UnitEntry,
+    IncarnationEntry, Member, NodeEntry, Owner, Run, StoreEntry, SupervisorEntry, UnitEntry,
 };
 
 use crate::cluster::lease::voter::Fact;
@@ -294,6 +293,13 @@ impl Directory {
     /// What a lease voter must know of everything applied so far.
     pub fn facts(&self) -> Vec<(LogId, Fact)> {
         let mut facts = Vec::new();
+        for (node, entry) in &self.nodes {
+            let ended = entry.ended.iter().map(|incarnation| Fact::Ended {
+                node: *node,
+                incarnation,
+            });
+            facts.extend(ended.map(|fact| (self.applied, fact)));
+        }
         if self.is_formed() {
             facts.push((
                 self.applied,

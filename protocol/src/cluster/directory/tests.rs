@@ -7,6 +7,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::*;
+use crate::cluster::lease::ENDED_MAX;
 use crate::cluster::lease::LeaseVoter;
 use crate::cluster::lease::voter;
 use crate::id::{
@@ -377,12 +378,12 @@ fn a_start_that_has_ended_is_not_made_live_again() {
     }
     assert!(cluster.directory.is_live(live));
     let node = &cluster.directory.nodes()[&NodeId(1)];
-    assert_eq!(node.ended.len(), ENDED_MAX);
+    assert_eq!(node.ended.iter().count(), ENDED_MAX);
     // The list has an end.
     cluster.ok(note(1, 1 + ENDED_MAX as u64, &[]));
     let node = &cluster.directory.nodes()[&NodeId(1)];
-    assert_eq!(node.ended.len(), ENDED_MAX);
-    assert_eq!(node.ended.last(), Some(&live));
+    assert_eq!(node.ended.iter().count(), ENDED_MAX);
+    assert_eq!(node.ended.iter().last(), Some(live));
 }
 
 #[test]
@@ -1634,10 +1635,11 @@ fn assert_voters_agree(streamed: &mut LeaseVoter, cluster: &Cluster, why: &str) 
             .unwrap();
         while voter.poll_action().is_some() {}
     }
-    let asked = (1..=4).flat_map(|node| (0..60).map(move |start| incarnation(node, start)));
-    for incarnation in asked {
+    let asked = (1..=4).flat_map(|node| (0..60).map(move |start| (node, start)));
+    for (node, start) in asked {
+        let (node, incarnation) = (NodeId(node), incarnation(node, start));
         let renewal = Renewal {
-            node: NodeId(1),
+            node,
             incarnation,
             round: 1,
             ttl: Ttl::LAN,
@@ -1655,7 +1657,11 @@ fn assert_voters_agree(streamed: &mut LeaseVoter, cluster: &Cluster, why: &str) 
         });
         assert_eq!(verdicts[0], verdicts[1], "{why}: {incarnation}");
         let entry = cluster.directory.incarnations().get(&incarnation);
+        let known = cluster.directory.nodes().get(&node);
         let expected = match entry {
+            None if known.is_some_and(|known| known.ended.contains(incarnation)) => {
+                Verdict::Expelled
+            }
             None => Verdict::NotLive,
             Some(entry) if entry.expelled.is_some() => Verdict::Expelled,
             Some(_) => Verdict::Promised,

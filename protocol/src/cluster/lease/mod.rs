@@ -18,10 +18,12 @@
 //! The holder's count ends before any voter's in the majority, whatever the delay of the answer:
 //! it starts earlier (at the sending) and runs 2 % shorter, twice the drift either clock may have.
 
+mod ended;
 pub mod holder;
 pub mod voter;
 pub mod warden;
 
+pub use ended::{ENDED_MAX, Ended};
 pub use holder::LeaseHolder;
 pub use voter::LeaseVoter;
 pub use warden::Warden;

@@ -13,6 +13,7 @@ use core::time::Duration;
 
 use minicbor::{Decode, Encode};
 
+use super::Ended;
 use crate::cluster::voters::Voters;
 use crate::id::{IncarnationId, LogId, LogIndex, NodeId, StoreId};
 use crate::machine::Machine;
@@ -60,9 +61,19 @@ pub enum Fact {
     /// The incarnation is expelled.
     #[n(1)]
     Expelled(#[n(0)] IncarnationId),
-    /// The incarnation's promises are over for good; the voter may forget it.
+    /// The incarnation's promises are over for good.
     #[n(2)]
     Over(#[n(0)] IncarnationId),
+    /// The incarnation is one of the node's last that are over: what a snapshot says of it.
+    #[n(7)]
+    Ended {
+        /// Of which node.
+        #[n(0)]
+        node: NodeId,
+        /// Which start.
+        #[n(1)]
+        incarnation: IncarnationId,
+    },
     /// A death note, which ends all promises to the incarnation if it proves itself (L11).
     #[n(3)]
     Dead {
@@ -181,9 +192,20 @@ struct Held {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct View {
     live: BTreeMap<IncarnationId, (NodeId, DeathDigest)>,
-    expelled: BTreeMap<IncarnationId, (LogId, DeathDigest)>,
+    expelled: BTreeMap<IncarnationId, Expelled>,
+    /// The last starts of each node that are over: nothing makes one live again, and one that still asks
+    /// is told to end.
+    ended: BTreeMap<NodeId, Ended>,
     voters: Voters,
     ttl: Option<Ttl>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Expelled {
+    /// The entry that expelled it.
+    by: LogId,
+    node: NodeId,
+    death: DeathDigest,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -255,7 +277,8 @@ impl LeaseVoter {
     }
 
     fn judge(&self, now: Time, view: &View, renewal: &Renewal) -> Verdict {
-        let expelled = view.expelled.contains_key(&renewal.incarnation);
+        let expelled = view.expelled.contains_key(&renewal.incarnation)
+            || view.has_ended(renewal.node, renewal.incarnation);
         // L4: an expulsion in the log or the snapshot is never answered with a promise.
         if expelled && keeps(Rule::L4) {
             return Verdict::Expelled;
@@ -342,13 +365,13 @@ impl LeaseVoter {
         // Everything now and then; between, what has just ended.
         let spoken = |incarnation: &IncarnationId| whole || ended.contains(incarnation);
         let expelled = held.view.expelled.iter();
-        for (incarnation, (expel, _)) in expelled.filter(|(id, _)| spoken(id)) {
+        for (incarnation, expelled) in expelled.filter(|(id, _)| spoken(id)) {
             // L5: only a voter that holds the entry, and whose promise is over, says so.
             if !self.may_have_promised(now, *incarnation) {
                 let report = Report {
                     voter: self.store,
                     incarnation: *incarnation,
-                    expel: *expel,
+                    expel: expelled.by,
                 };
                 self.actions.push_back(Action::Report { to, report });
             }
@@ -390,10 +413,20 @@ impl LeaseVoter {
 }
 
 impl View {
-    fn expel(&mut self, incarnation: IncarnationId, id: LogId) {
-        if let Some((_, death)) = self.live.remove(&incarnation) {
-            self.expelled.insert(incarnation, (id, death));
+    fn expel(&mut self, incarnation: IncarnationId, by: LogId) {
+        if let Some((node, death)) = self.live.remove(&incarnation) {
+            self.expelled
+                .insert(incarnation, Expelled { by, node, death });
         }
+    }
+
+    fn has_ended(&self, node: NodeId, incarnation: IncarnationId) -> bool {
+        let ended = self.ended.get(&node);
+        ended.is_some_and(|ended| ended.contains(incarnation))
+    }
+
+    fn end(&mut self, node: NodeId, incarnation: IncarnationId) {
+        self.ended.entry(node).or_default().remember(incarnation);
     }
 
     fn learn(&mut self, id: LogId, fact: &Fact) {
@@ -403,7 +436,9 @@ impl View {
                 incarnation,
                 death,
             } => {
-                if self.live.contains_key(incarnation) || self.expelled.contains_key(incarnation) {
+                let known =
+                    self.live.contains_key(incarnation) || self.expelled.contains_key(incarnation);
+                if known || self.has_ended(*node, *incarnation) {
                     return;
                 }
                 let former = self
@@ -420,18 +455,23 @@ impl View {
                 self.expel(*incarnation, id);
             }
             Fact::Over(incarnation) => {
-                self.expelled.remove(incarnation);
+                if let Some(expelled) = self.expelled.remove(incarnation) {
+                    self.end(expelled.node, *incarnation);
+                }
             }
+            Fact::Ended { node, incarnation } => self.end(*node, *incarnation),
             Fact::Dead {
                 incarnation,
                 secret,
             } => {
-                let live = self.live.get(incarnation).map(|(_, death)| *death);
-                let death =
-                    live.or_else(|| self.expelled.get(incarnation).map(|(_, death)| *death));
-                if death == Some(DeathDigest::of(secret)) {
+                let expelled = self.expelled.get(incarnation);
+                let expelled = expelled.map(|expelled| (expelled.node, expelled.death));
+                let known = self.live.get(incarnation).copied().or(expelled);
+                let proven = |(_, death): &(NodeId, DeathDigest)| *death == DeathDigest::of(secret);
+                if let Some((node, _)) = known.filter(proven) {
                     self.live.remove(incarnation);
                     self.expelled.remove(incarnation);
+                    self.end(node, *incarnation);
                 }
             }
             // A cluster is formed once: a second formation is void, and must not bring back an old list
@@ -964,8 +1004,45 @@ mod tests {
             &mut voter,
             at(4),
             renewal(Ttl::DEFAULT, 1),
-            Verdict::NotLive,
+            Verdict::Expelled,
         );
+    }
+
+    #[test]
+    fn a_start_that_is_over_is_told_to_end_and_made_live_by_nothing() {
+        // By reports, by a death note, and as a snapshot has it.
+        let node = NodeId(7);
+        let secret = [1; 32];
+        let incarnation = INC;
+        let expelled = Fact::Expelled(INC);
+        for facts in [
+            vec![expelled, Fact::Over(INC)],
+            vec![Fact::Dead {
+                incarnation,
+                secret,
+            }],
+            vec![
+                Fact::Dead {
+                    incarnation,
+                    secret,
+                },
+                Fact::Ended { node, incarnation },
+            ],
+        ] {
+            let mut voter = voter();
+            for (fact, index) in facts.into_iter().chain([live(71), live(70)]).zip(4..) {
+                voter
+                    .handle(at(1), Event::Held(id(index), fact))
+                    .expect("held");
+            }
+            let asked = renewal(Ttl::DEFAULT, 1);
+            check(&mut voter, at(2), asked.clone(), Verdict::Expelled);
+            let newer = Renewal {
+                incarnation: IncarnationId(71),
+                ..asked
+            };
+            check(&mut voter, at(2), newer, Verdict::Promised);
+        }
     }
 
     #[test]
