@@ -179,8 +179,12 @@ impl<'a> Planner<'a> {
         for (_, item) in ownerless {
             self.note(item);
             let unit = self.board.items[item].id;
-            match self.board.choose(item, GRANT) {
-                Some((at, _)) => {
+            let chosen = self.destination(item).or_else(|| {
+                let best = self.board.choose(item, GRANT);
+                best.map(|(at, _)| at)
+            });
+            match chosen {
+                Some(at) => {
                     self.board.seat(item, at);
                     self.plan.grants.push(Grant {
                         unit,
@@ -190,6 +194,15 @@ impl<'a> Planner<'a> {
                 None => self.leave_unplaced(item),
             }
         }
+    }
+
+    /// Where a unit is on its way to that its owner has released, if it may still be there: it was
+    /// sent, by somebody or by a plan, and another node that looks as good is no reason to turn back.
+    fn destination(&self, item: usize) -> Option<usize> {
+        let to = self.board.items[item].seen?.moving_to?;
+        let at = self.board.node_index(to)?;
+        let judged = self.board.judge(item, at);
+        judged.is_ok_and(|score| !score.suspected).then_some(at)
     }
 
     fn move_from_draining(&mut self, by_node: &[Vec<usize>]) {
