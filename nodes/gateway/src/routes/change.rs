@@ -12,6 +12,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
+use tracing::info;
 
 use understudy_control::agents::AskError;
 use understudy_control::handle::View;
@@ -242,11 +243,15 @@ async fn settle(
     done: impl Fn(&Directory) -> bool,
 ) -> Result<(), Problem> {
     let handle = &gateway.handle;
-    if asked.is_ok() {
-        let shows = |view: &View| done(&view.directory);
-        if handle.wait_for(APPLIED_SOON, shows).await.is_some() {
-            return Ok(());
+    match asked {
+        Ok(()) => {
+            let shows = |view: &View| done(&view.directory);
+            if handle.wait_for(APPLIED_SOON, shows).await.is_some() {
+                return Ok(());
+            }
         }
+        Err(AskError::NoLink) => {}
+        Err(error) => info!(%error, "a node agent did not do it, and the directory is asked"),
     }
     if done(&handle.view().directory) {
         return Ok(());
