@@ -4,6 +4,7 @@
 //! test --stage e2e`): each has three nodes, and two cores carry no more.
 #![allow(clippy::unwrap_used)]
 
+mod control;
 mod faults;
 mod input;
 mod story;

@@ -43,6 +43,7 @@ use understudy_supervision::clock;
 use understudy_supervision::driver::{Driver, DriverEvent};
 use understudy_transport::net::Hello;
 
+use crate::agents::ExitNotice;
 use crate::events::Events;
 use crate::handle::{Answered, Ask, CallError, FormError, Peer, View};
 use crate::heart::{HeartHandle, HeartInput, HeartOutput};
@@ -67,6 +68,9 @@ struct Core {
     outlet: Outlet,
     warden: Warden,
     events: Events,
+    /// Why children failed, for the other nodes; and how many of those had no room.
+    exits: mpsc::Sender<ExitNotice>,
+    untold: u64,
     view: watch::Sender<Arc<View>>,
     /// Leads since this term, but has not applied an entry of it yet.
     leads_from: Option<Term>,
@@ -364,9 +368,12 @@ impl Core {
                 reason,
             } => {
                 debug!(%child, ?exit, reason, "a child has ended");
-                if exit == Exit::Abnormal {
-                    let unit = self.directory.unit_of(&child);
-                    self.tell_event("child_ended", unit, format!("{child} ended: {reason}"));
+                if self.agent.is_killed(&child) {
+                    let limit = self.config.work_limit;
+                    let reason = format!("killed: it was at work on one call for {limit:?}");
+                    self.tell_failure(&child, reason);
+                } else if exit == Exit::Abnormal {
+                    self.tell_failure(&child, reason);
                 }
                 let random = self.draw();
                 agent::Event::Ended {
@@ -377,6 +384,29 @@ impl Core {
             }
         };
         self.tell_agent(event);
+    }
+
+    /// Tells people here why a child failed, and those who look elsewhere.
+    fn tell_failure(&mut self, child: &ChildId, reason: String) {
+        let directory = self.controller.directory();
+        let unit = directory.unit_of(child);
+        let epoch = unit
+            .and_then(|unit| directory.unit(unit))
+            .map(|of| of.epoch);
+        self.tell_event("child_ended", unit, format!("{child} failed: {reason}"));
+        let notice = ExitNotice {
+            node: self.config.node,
+            child: child.clone(),
+            unit,
+            epoch,
+            exit: Exit::Abnormal,
+            reason,
+            missed: self.untold,
+        };
+        match self.exits.try_send(notice) {
+            Ok(()) => self.untold = 0,
+            Err(_) => self.untold += 1,
+        }
     }
 
     fn on_input(&mut self, input: Input) {

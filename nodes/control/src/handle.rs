@@ -11,9 +11,10 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use understudy_protocol::cluster::directory::{Command, Directory};
-use understudy_protocol::id::{ChildId, IncarnationId, NodeId, Seq, StoreId, UnitId};
+use understudy_protocol::id::{ChildId, Epoch, IncarnationId, NodeId, Seq, StoreId, UnitId};
 use understudy_protocol::time::Time;
 
+use crate::agents::Agents;
 use crate::events::{EventStream, Events};
 
 /// A node, for whoever lives in its process. Cheap to clone.
@@ -22,6 +23,7 @@ pub struct Handle {
     asks: mpsc::Sender<Ask>,
     view: watch::Receiver<Arc<View>>,
     events: Events,
+    agents: Agents,
 }
 
 /// What a node knows, at one moment.
@@ -189,7 +191,33 @@ impl Handle {
         view: watch::Receiver<Arc<View>>,
         events: Events,
     ) -> Handle {
-        Handle { asks, view, events }
+        let agents = Agents::none();
+        Handle {
+            asks,
+            view,
+            events,
+            agents,
+        }
+    }
+
+    pub(crate) fn with_agents(self, agents: Agents) -> Handle {
+        Handle { agents, ..self }
+    }
+
+    /// The agents of the other nodes.
+    pub fn agents(&self) -> &Agents {
+        &self.agents
+    }
+
+    /// Adds an event of this node's own, for people.
+    pub(crate) fn tell(
+        &self,
+        kind: &'static str,
+        node: Option<NodeId>,
+        unit: Option<(UnitId, Epoch)>,
+        text: String,
+    ) {
+        self.events.tell(kind, node, unit, text);
     }
 
     /// What the node knows now.

@@ -7,6 +7,7 @@
 //! `understudy-protocol`, taken from applied state alone, so that every one of them can be replayed.
 //! Membership gossip only steers placement; it never ends a lease.
 
+pub mod agents;
 pub mod core;
 pub mod events;
 pub mod handle;

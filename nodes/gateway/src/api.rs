@@ -272,6 +272,9 @@ pub struct NewUnit {
     /// Labels that its node must have; null takes any value.
     #[serde(default)]
     pub labels: BTreeMap<String, Option<String>>,
+    /// The only node that it may run on, by name or id. It waits for that node when it is down.
+    #[serde(default)]
+    pub node: Option<String>,
 }
 
 /// What `POST /v1/units/{unit}/move` takes.

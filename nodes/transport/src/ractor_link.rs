@@ -2,27 +2,36 @@
 //!
 //! Owns: the stream that `ractor_cluster` reads and writes, and how its server is set up here. Never
 //! dials or authenticates: the stream comes from [`Net`](crate::net::Net), whose certificates have
-//! done that. The cookie that `ractor_cluster` asks for is no security and is not meant to be one.
+//! done that. The cookie that `ractor_cluster` asks for is no security and is not meant to be one: the
+//! TCP listener that comes with its server lets nobody in at all.
 //!
 //! Few actors belong on this plane, each with a deadline at every call: every remotable actor costs
 //! each peer an actor, and its queues have no limit.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ractor::{ActorRef, MessagingErr};
 use ractor_cluster::node::NodeConnectionMode;
-use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream, NodeServer, NodeServerMessage};
+use ractor_cluster::{
+    BoxRead, BoxWrite, ClusterBidiStream, IncomingEncryptionMode, NodeServer, NodeServerMessage,
+};
+use rustls::server::{ClientHello, ResolvesServerCert, ServerConfig};
+use rustls::sign::CertifiedKey;
 use tokio::io::BufReader;
+use tokio_rustls::TlsAcceptor;
 use understudy_protocol::id::NodeId;
 
 use crate::net::PeerStream;
 
 /// A server for this node's remotable actors, as this plane wants it: it connects to nobody by
-/// itself, and the TCP listener that it insists on stands on a free port of the loopback.
+/// itself, and the TCP listener that it insists on stands on a free port of the loopback, where every
+/// handshake fails: otherwise whoever is on this machine and guesses the cookie could speak for a node.
 pub fn node_server(node: NodeId, cookie: String) -> NodeServer {
     let name = format!("{:016x}", node.0);
     let mode = NodeConnectionMode::Isolated;
-    NodeServer::new(0, cookie, name, "understudy".to_owned(), None, Some(mode))
+    let locked = Some(IncomingEncryptionMode::Tls(locked()));
+    NodeServer::new(0, cookie, name, HOST.to_owned(), locked, Some(mode))
         .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST))
         .with_max_inbound_frame_size(CONTROL_FRAME_BYTES_MAX)
 }
@@ -42,6 +51,26 @@ pub fn link(
     })
 }
 
+fn locked() -> TlsAcceptor {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has TLS 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(NoCertificate));
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// Has no certificate for anybody, so that no handshake is ever completed.
+#[derive(Debug)]
+struct NoCertificate;
+
+impl ResolvesServerCert for NoCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+}
+
 struct ControlStream(PeerStream);
 
 impl ClusterBidiStream for ControlStream {
@@ -56,6 +85,9 @@ impl ClusterBidiStream for ControlStream {
         Some(self.0.peer().to_string())
     }
 }
+
+/// What a node is called at, beside its own name; an address is nobody's business.
+const HOST: &str = "understudy";
 
 /// The longest message of the control plane: spawn requests and exit notices are far shorter. The
 /// server's own limit is 16 MiB.

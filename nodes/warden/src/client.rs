@@ -1,8 +1,10 @@
 //! The node's end of the line to its warden.
 //!
-//! Owns: the warden's process as the node's child, and one thread that reads what it says. Never
-//! waits when it sends: the heart's thread feeds through it.
+//! Owns: the warden's process as the node's child, one thread that reads what it says, and what the
+//! warden has yet to hear of the units. Never waits for the warden when it sends: the heart's thread
+//! feeds through it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -11,9 +13,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
@@ -43,6 +45,9 @@ struct Inner {
     let_go: Arc<AtomicBool>,
     next_helper: AtomicU64,
     pid: u32,
+    /// Whether a unit is at work, where the warden was behind and has not been told yet: the latest
+    /// of each, and so never more than the node has units. Locked for some sends, never for a wait.
+    untold: Mutex<BTreeMap<UnitId, bool>>,
 }
 
 /// What a warden tells its node.
@@ -241,25 +246,35 @@ impl WardenClient {
                 let_go,
                 next_helper: AtomicU64::new(1),
                 pid: warden.id(),
+                untold: Mutex::default(),
             }),
         };
         Ok((client, sender))
     }
 
     /// The lease ends at `until`: every helper is killed then, unless a later end is fed before. An
-    /// earlier one changes nothing. Never waits.
+    /// earlier one changes nothing. Never waits. Also says what the warden was too far behind to hear
+    /// of the units, as far as there is room.
     pub fn feed(&self, until: Time) -> Result<(), SendError> {
-        self.send(&ToWarden::Feed(until.as_nanos()))
+        self.send(&ToWarden::Feed(until.as_nanos()))?;
+        match self.inner.untold.try_lock() {
+            Ok(untold) => self.tell(untold),
+            Err(TryLockError::Poisoned(untold)) => self.tell(untold.into_inner()),
+            // Whoever holds it is telling.
+            Err(TryLockError::WouldBlock) => Ok(()),
+        }
     }
 
-    /// The unit starts or works (V2). Say it before the unit does.
+    /// The unit starts or works (V2). Say it before the unit does. Where the warden is behind, it is
+    /// told as soon as there is room: with the next word about any unit, or the next deadline. Until
+    /// then a death would cost the unit no strike.
     pub fn at_work(&self, unit: UnitId) -> Result<(), SendError> {
-        self.send(&ToWarden::AtWork(unit))
+        self.is_working(unit, true)
     }
 
-    /// The unit has started, or rests.
+    /// The unit has started, or rests. Told later where the warden is behind, as [`Self::at_work`].
     pub fn at_rest(&self, unit: UnitId) -> Result<(), SendError> {
-        self.send(&ToWarden::AtRest(unit))
+        self.is_working(unit, false)
     }
 
     /// The heart addresses of the voters, all of them: where the note goes.
@@ -313,6 +328,33 @@ impl WardenClient {
     /// The warden's process id.
     pub fn pid(&self) -> u32 {
         self.inner.pid
+    }
+
+    /// What was not told before goes first, so that the last word about a unit is the last one heard.
+    fn is_working(&self, unit: UnitId, working: bool) -> Result<(), SendError> {
+        let untold = self.inner.untold.lock();
+        let mut untold = untold.unwrap_or_else(PoisonError::into_inner);
+        untold.insert(unit, working);
+        self.tell(untold)
+    }
+
+    fn tell(&self, mut untold: MutexGuard<'_, BTreeMap<UnitId, bool>>) -> Result<(), SendError> {
+        for _ in 0..TOLD_AT_ONCE {
+            let Some((unit, working)) = untold.first_key_value() else {
+                break;
+            };
+            let message = if *working {
+                ToWarden::AtWork(*unit)
+            } else {
+                ToWarden::AtRest(*unit)
+            };
+            match self.send(&message) {
+                Ok(()) => untold.pop_first(),
+                Err(SendError::Full) => break,
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(())
     }
 
     fn send(&self, message: &ToWarden) -> Result<(), SendError> {
@@ -422,6 +464,9 @@ fn begin(
         _ => Err(SpawnError::NoWarden),
     }
 }
+
+/// Units that the warden is told of in one go: some hundred microseconds of the heart's thread.
+const TOLD_AT_ONCE: usize = 64;
 
 /// How long a warden may take for its digest: it draws 32 bytes.
 const READY_PATIENCE: Duration = Duration::from_secs(5);

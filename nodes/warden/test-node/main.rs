@@ -51,6 +51,14 @@ fn node(notes: &Path, incarnation: u64) {
                 .unwrap_or(Ok(())),
             "at-work" => warden.at_work(UnitId(number())),
             "at-rest" => warden.at_rest(UnitId(number())),
+            // Every unit up to this one starts; then all but the last rest.
+            "busy" => (1..=number())
+                .try_for_each(|unit| warden.at_work(UnitId(unit)))
+                .and_then(|()| (1..number()).try_for_each(|unit| warden.at_rest(UnitId(unit)))),
+            "sync" => {
+                say("synced");
+                Ok(())
+            }
             "voter" => warden.voters(&[rest.parse().expect("an address")]),
             "kill" => warden.kill_helper(HelperId(number())),
             "run" => warden.spawn_helper(HelperSpec::new(rest)).map(drop),

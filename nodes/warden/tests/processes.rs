@@ -201,6 +201,30 @@ fn a_killed_node_leaves_no_helper_and_a_note_that_proves_its_death() {
 }
 
 #[test]
+fn a_warden_that_was_behind_knows_afterwards_who_is_at_work() {
+    let notes = tempfile::tempdir().unwrap();
+    let voter = voter();
+    let mut node = Node::start(notes.path());
+    node.tell(&format!("voter {}", voter.local_addr().unwrap()));
+    node.tell("feed 3600000");
+    kill_process(node.warden, Signal::STOP).unwrap();
+    // Far more than the line holds.
+    node.tell("busy 1000");
+    node.tell("sync");
+    node.hear("synced");
+    kill_process(node.warden, Signal::CONT).unwrap();
+    // The heart feeds at its own pace, and what was not told goes along.
+    for _ in 0..100 {
+        std::thread::sleep(Duration::from_millis(10));
+        node.tell("feed 3600000");
+    }
+    node.tell("sync");
+    node.hear("synced");
+    node.kill();
+    assert_eq!(receive_note(&voter).at_work, [UnitId(1_000)]);
+}
+
+#[test]
 fn the_helpers_of_a_stopped_node_die_at_the_deadline() {
     let notes = tempfile::tempdir().unwrap();
     let mut node = Node::start(notes.path());

@@ -325,6 +325,12 @@ impl Agent {
         &self.owners
     }
 
+    /// Whether the child was killed because it hung, and has not ended yet.
+    pub fn is_killed(&self, child: &ChildId) -> bool {
+        let host = self.children.get(child);
+        host.is_some_and(|host| host.state == State::Killed)
+    }
+
     /// The longest mailbox, the most replies held and the most calls remembered of any child: each
     /// has a limit.
     pub fn usage(&self) -> (usize, usize, usize) {

@@ -16,7 +16,7 @@ use understudy_protocol::id::NodeId;
 use understudy_protocol::wire::codec::{DecodeError, Frame, MessageType, decode_whole};
 use understudy_protocol::wire::heart::HeartMessage;
 use understudy_protocol::wire::replica::ReplicaRequest;
-use understudy_transport::net::{Full, Hello, Inbox, PeerChange, RequestRefused};
+use understudy_transport::net::{Full, Hello, Inbox, PeerChange, PeerStream, RequestRefused};
 
 use super::Input;
 use crate::raft::{self, RaftRequests};
@@ -28,6 +28,8 @@ pub struct CoreInbox {
     pub(super) raft: RaftRequests,
     /// Who is connected now: nothing is lost when the core is late.
     pub(super) peers: watch::Sender<BTreeMap<NodeId, Hello>>,
+    /// For the control plane.
+    pub(super) streams: mpsc::Sender<PeerStream>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Bytes, RequestRefused>> + Send>>;
@@ -117,6 +119,13 @@ impl Inbox for CoreInbox {
                 peers.remove(&node);
             }
         });
+    }
+
+    fn stream(&self, from: NodeId, stream: PeerStream) {
+        // Whoever opened it opens another when this one ends.
+        if self.streams.try_send(stream).is_err() {
+            debug!(%from, "too many control streams wait to be taken");
+        }
     }
 }
 

@@ -15,8 +15,9 @@ use understudy_protocol::wire::heart::{DeathDigest, Ttl};
 use understudy_protocol::wire::replica::ReplicaRequest;
 use understudy_store::{LimitFile, ReplicaThread};
 use understudy_supervision::driver::Kinds;
-use understudy_transport::net::Net;
+use understudy_transport::net::{Net, PeerStream};
 
+use crate::agents::{self, LinkParts, LinkTask};
 use crate::handle::Handle;
 use crate::journal;
 use crate::raft::RaftRequests;
@@ -100,12 +101,14 @@ pub struct CoreParts {
 pub struct InboxEnds {
     lanes: mpsc::Receiver<Input>,
     peers: watch::Receiver<BTreeMap<NodeId, Hello>>,
+    streams: mpsc::Receiver<PeerStream>,
 }
 
 /// The running core.
 pub struct CoreTask {
     task: JoinSet<Core>,
     stop: oneshot::Sender<()>,
+    links: LinkTask,
 }
 
 /// Where the core's own store answers, and what a [`CoreInbox`] is made of.
@@ -113,17 +116,25 @@ pub struct CoreTask {
 pub struct InboxStart {
     lanes: mpsc::Sender<Input>,
     peers: watch::Sender<BTreeMap<NodeId, Hello>>,
+    streams: mpsc::Sender<PeerStream>,
 }
 
 /// The two sides of an inbox: what puts in, and what the core reads.
 pub fn inbox() -> (InboxStart, InboxEnds) {
     let (lanes, lanes_end) = mpsc::channel(LANES_MAX);
     let (peers, peers_end) = watch::channel(BTreeMap::new());
+    let (streams, streams_end) = mpsc::channel(agents::STREAMS_MAX);
     let ends = InboxEnds {
         lanes: lanes_end,
         peers: peers_end,
+        streams: streams_end,
     };
-    (InboxStart { lanes, peers }, ends)
+    let start = InboxStart {
+        lanes,
+        peers,
+        streams,
+    };
+    (start, ends)
 }
 
 impl InboxStart {
@@ -144,6 +155,7 @@ impl InboxStart {
             store: Box::new(store),
             raft,
             peers: self.peers,
+            streams: self.streams,
         }
     }
 }
@@ -167,6 +179,14 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
     let (children, children_end) = mpsc::channel(CHILDREN_MAX);
     let (asks, asks_end) = mpsc::channel(ASKS_MAX);
     let (stop, stop_end) = oneshot::channel();
+    let (exits, exits_end) = mpsc::channel(agents::EXITS_MAX);
+    let links = LinkParts {
+        me: config.node,
+        net: parts.net.clone(),
+        streams: parts.inbox.streams,
+        peers: parts.inbox.peers.clone(),
+        exits: exits_end,
+    };
     let events = Events::default();
     let directory = Arc::new(Directory::default());
     let (view, view_end) = watch::channel(Arc::new(View {
@@ -198,6 +218,8 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         ),
         warden: parts.warden,
         events: events.clone(),
+        exits,
+        untold: 0,
         view,
         leads_from: None,
         directory,
@@ -224,13 +246,16 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
     };
     let mut task = JoinSet::new();
     task.spawn(core.run(inputs));
-    (Handle::new(asks, view_end, events), CoreTask { task, stop })
+    let (handle, links) = agents::start(links, Handle::new(asks, view_end, events));
+    (handle, CoreTask { task, stop, links })
 }
 
 impl CoreTask {
     /// Ends the core and everything that it started. Children are stopped; what they had not
     /// acknowledged is lost with them.
     pub async fn stop(mut self) {
+        // It acts through the core, so it goes first.
+        self.links.stop().await;
         let _ = self.stop.send(());
         let Some(Ok(core)) = self.task.join_next().await else {
             return;

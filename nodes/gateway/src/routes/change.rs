@@ -12,10 +12,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
+use tracing::info;
 
+use understudy_control::agents::AskError;
 use understudy_control::handle::View;
 use understudy_protocol::cluster::directory::{
-    Command, Directory, LABEL_BYTES_MAX, LABELS_MAX, Needs, ROOT, Run,
+    Command, Directory, LABEL_BYTES_MAX, LABELS_MAX, Needs, NodeEntry, ROOT, Run,
 };
 use understudy_protocol::cluster::placement::{Role, StoreView, ZONE_LABEL, choose_replicas};
 use understudy_protocol::id::{ChildId, NodeId, StoreId, SupervisorId, UnitId};
@@ -101,12 +103,17 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let new: api::NewUnit = json(body, None).await?;
     let view = gateway.formed()?;
-    let (child, restart, needs) = (dedicated(&new.child)?, restart(&new)?, needs(&new)?);
+    let (child, restart) = (dedicated(&new.child)?, restart(&new)?);
+    let needs = needs(&view, &new)?;
     if let Some(unit) = view.directory.unit_of(&child) {
         return existing(&view, unit, restart, &needs);
     }
+    if let Some(pin) = needs.pin {
+        may_run(&view, pin)?;
+    }
     let set = first_set(&view.directory, &child)?;
     let supervisor = supervisor(&gateway).await?;
+    let pin = needs.pin.filter(|node| *node != view.node);
     let command = Command::Create {
         child: child.clone(),
         supervisor,
@@ -115,7 +122,12 @@ pub(super) async fn create(
         set,
     };
     let there = |directory: &Directory| directory.unit_of(&child).is_some();
-    gateway.handle.propose(command, PATIENCE, there).await?;
+    let agents = gateway.handle.agents();
+    let asked = match pin {
+        Some(node) => agents.spawn(node, command.clone(), AGENT_PATIENCE).await,
+        None => Err(AskError::NoLink),
+    };
+    settle(&gateway, asked, command, there).await?;
     // It is there; that it serves too is what one would look for next.
     let serves = |view: &View| {
         let unit = view.directory.unit_of(&child);
@@ -214,10 +226,38 @@ async fn set_draining(gateway: &Gateway, name: &str, draining: bool) -> Result<N
         entry.is_some_and(|entry| entry.draining == draining)
     };
     if !is_so(&view.directory) {
+        let agents = gateway.handle.agents();
+        let asked = agents.drain(node, draining, AGENT_PATIENCE).await;
         let command = Command::Drain { node, draining };
-        gateway.handle.propose(command, PATIENCE, is_so).await?;
+        settle(&gateway, asked, command, is_so).await?;
     }
     Ok(node)
+}
+
+/// What a node agent was asked to have done, this node sees done; where it was not done, or nobody can
+/// say, the directory is asked, which comes to the same.
+async fn settle(
+    gateway: &Gateway,
+    asked: Result<(), AskError>,
+    command: Command,
+    done: impl Fn(&Directory) -> bool,
+) -> Result<(), Problem> {
+    let handle = &gateway.handle;
+    match asked {
+        Ok(()) => {
+            let shows = |view: &View| done(&view.directory);
+            if handle.wait_for(APPLIED_SOON, shows).await.is_some() {
+                return Ok(());
+            }
+        }
+        Err(AskError::NoLink) => {}
+        Err(error) => info!(%error, "a node agent did not do it, and the directory is asked"),
+    }
+    if done(&handle.view().directory) {
+        return Ok(());
+    }
+    handle.propose(command, PATIENCE, done).await?;
+    Ok(())
 }
 
 fn left_over(view: &View, node: NodeId, span: Duration) -> Problem {
@@ -263,7 +303,7 @@ fn restart(new: &api::NewUnit) -> Result<RestartType, Problem> {
     })
 }
 
-fn needs(new: &api::NewUnit) -> Result<Needs, Problem> {
+fn needs(view: &View, new: &api::NewUnit) -> Result<Needs, Problem> {
     let fits = |text: &str| (1..=LABEL_BYTES_MAX).contains(&text.len());
     let all_fit = new
         .labels
@@ -278,6 +318,11 @@ fn needs(new: &api::NewUnit) -> Result<Needs, Problem> {
     }
     Ok(Needs {
         labels: new.labels.clone(),
+        pin: new
+            .node
+            .as_deref()
+            .map(|name| params::node(view, name))
+            .transpose()?,
         ..Needs::default()
     })
 }
@@ -297,7 +342,7 @@ fn existing(
     }
     Err(Problem::new(
         Kind::Conflict,
-        format!("{unit} is this child's, with another restart type or other labels"),
+        format!("{unit} is this child's, with another restart type, other labels or another node"),
     )
     .hint(format!(
         "`understudy unit explain {unit}` shows it; remove it first to change it"
@@ -385,6 +430,28 @@ fn supervisor_in(directory: &Directory) -> Option<SupervisorId> {
     found.map(|(id, _)| *id)
 }
 
+/// Whether a node can run a new unit.
+fn may_run(view: &View, node: NodeId) -> Result<(), Problem> {
+    let entry = view.directory.nodes().get(&node).ok_or_else(gone)?;
+    match cannot_run(&name_of(view, node), entry) {
+        None => Ok(()),
+        Some(why) => Err(Problem::new(Kind::Conflict, why)
+            .hint("`understudy node list` shows who is up and takes units")),
+    }
+}
+
+fn cannot_run(name: &str, node: &NodeEntry) -> Option<String> {
+    if node.incarnation.is_none() {
+        Some(format!("{name} is not up"))
+    } else if !node.works {
+        Some(format!("{name} is a witness, which runs no units"))
+    } else if node.draining {
+        Some(format!("{name} is draining"))
+    } else {
+        None
+    }
+}
+
 /// What would be void, or undone by the next plan.
 fn may_move(view: &View, unit: UnitId, to: NodeId) -> Result<(), Problem> {
     let no = |why: String| Err(Problem::new(Kind::Conflict, why));
@@ -392,13 +459,8 @@ fn may_move(view: &View, unit: UnitId, to: NodeId) -> Result<(), Problem> {
     else {
         return Err(gone());
     };
-    let name = name_of(view, to);
-    let why = if node.incarnation.is_none() {
-        format!("{name} is not up")
-    } else if !node.works {
-        format!("{name} is a witness, which runs no units")
-    } else if node.draining {
-        format!("{name} is draining")
+    let why = if let Some(why) = cannot_run(&name_of(view, to), node) {
+        why
     } else if view.directory.is_quarantined(unit) {
         format!("{unit} is in quarantine")
     } else if entry.run != Run::Wanted {
@@ -417,6 +479,13 @@ fn may_move(view: &View, unit: UnitId, to: NodeId) -> Result<(), Problem> {
 
 /// How long the directory may take to change: an election, some round trips and a flush.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a node agent may take to have it done, a unit's takeover included; the directory, which
+/// needs no agent, is asked then.
+const AGENT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long this node may be behind the one that has seen it done.
+const APPLIED_SOON: Duration = Duration::from_secs(1);
 
 /// How long a new unit is waited for: a plan, a grant and an empty takeover.
 const SERVES_SOON: Duration = Duration::from_secs(2);

@@ -68,6 +68,30 @@ async fn an_actor_of_another_process_answers_until_that_process_dies() {
     net.close().await;
 }
 
+#[tokio::test]
+async fn nobody_comes_in_by_tcp() {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stranger = tokio::net::TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let name = IpAddr::V4(Ipv4Addr::LOCALHOST).into();
+    let (accepted, connected) = tokio::join!(
+        async { locked().accept(listener.accept().await.unwrap().0).await },
+        connector.connect(name, stranger),
+    );
+    assert!(accepted.is_err(), "a handshake was completed");
+    assert!(connected.is_err(), "a handshake was completed");
+}
+
 async fn be_the_other_node(dir: &Path, seed: String) {
     let identity = Identity::load(dir).unwrap();
     let (net, mut changes, server) = start(identity, &[seed]).await;

@@ -270,7 +270,8 @@ pub enum Unit {
     /// Make a child that has a unit of its own
     #[command(after_help = "Examples:
   understudy unit create @t1/counter/a
-  understudy unit create @t1/counter/a --restart transient --label zone=z1 --label gpu")]
+  understudy unit create @t1/counter/a --restart transient --label zone=z1 --label gpu
+  understudy unit create @t1/counter/a --node b")]
     Create {
         /// The child, with its leading @
         #[arg(value_parser = child)]
@@ -281,6 +282,9 @@ pub enum Unit {
         /// A label that its node must have: `zone=z1`, or `gpu` for any value
         #[arg(long, value_name = "KEY[=VALUE]")]
         label: Vec<String>,
+        /// The only node that it may run on: it waits for that node when it is down
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
     },
     /// Have a unit go to another node
     #[command(after_help = "Example:

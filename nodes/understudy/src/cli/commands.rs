@@ -108,11 +108,13 @@ async fn units(asked: &Asked, unit: &Unit) -> Result<Vec<u8>, Failure> {
             child,
             restart,
             label,
+            node,
         } => {
             let new = api::NewUnit {
                 child: child.to_string(),
                 restart: Some(restart.clone()),
                 labels: labels(label),
+                node: node.clone(),
             };
             let ask = Ask::change(Method::POST, "/v1/units").json(&new);
             asked.show(&ask, print::unit).await

@@ -183,6 +183,7 @@ fn a_hung_child_that_was_killed_has_failed_however_well_it_ends() {
         node.tell(Event::Tick);
         assert_eq!(node.outcome(call), Some(&Outcome::Unknown));
         assert!(node.is_stopped());
+        assert!(node.agent.is_killed(&child()));
         let (child, random) = (child(), 0);
         node.tell(Event::Ended {
             child,
