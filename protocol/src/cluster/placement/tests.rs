@@ -601,6 +601,29 @@ fn moves_on_their_way_count_against_the_limit() {
 }
 
 #[test]
+fn a_unit_that_was_released_arrives_where_it_was_sent() {
+    // The first is busy, and the second has a copy already.
+    let nodes = || [node(1).live(400), node(2), node(3)];
+    let sent = |to: u64| unit(1).replica_on(2).going(to);
+    check(&nodes(), &[unit(1).replica_on(2)], "1@2");
+    check(&nodes(), &[sent(1)], "1@1");
+    check(&nodes(), &[sent(3)], "1@3");
+    // Not to where it may not be any more, nor into the unknown.
+    check(&nodes(), &[sent(4)], "1@2");
+    check(&nodes(), &[sent(3).pinned(1)], "1@1");
+    let all = nodes().map(N::suspected);
+    check(&all, &[sent(3)], "1@3");
+    for unfit in [
+        node(3).draining(),
+        node(3).witness(),
+        node(3).room(0),
+        node(3).suspected(),
+    ] {
+        check(&[node(1).live(400), node(2), unfit], &[sent(3)], "1@2");
+    }
+}
+
+#[test]
 fn every_verdict_is_a_sentence() {
     let nodes = [
         node(1).witness(),
