@@ -179,12 +179,9 @@ impl<'a> Planner<'a> {
         for (_, item) in ownerless {
             self.note(item);
             let unit = self.board.items[item].id;
-            let chosen = self.destination(item).or_else(|| {
-                let best = self.board.choose(item, GRANT);
-                best.map(|(at, _)| at)
-            });
-            match chosen {
-                Some(at) => {
+            let best = self.board.choose(item, GRANT);
+            match self.destination(item, best.as_ref()).or(best) {
+                Some((at, _)) => {
                     self.board.seat(item, at);
                     self.plan.grants.push(Grant {
                         unit,
@@ -198,11 +195,13 @@ impl<'a> Planner<'a> {
 
     /// Where a unit is on its way to that its owner has released, if it may still be there: it was
     /// sent, by somebody or by a plan, and another node that looks as good is no reason to turn back.
-    fn destination(&self, item: usize) -> Option<usize> {
+    /// That it is suspected is one, unless the best node is suspected too.
+    fn destination(&self, item: usize, best: Option<&(usize, Score)>) -> Option<(usize, Score)> {
         let to = self.board.items[item].seen?.moving_to?;
         let at = self.board.node_index(to)?;
-        let judged = self.board.judge(item, at);
-        judged.is_ok_and(|score| !score.suspected).then_some(at)
+        let score = self.board.judge(item, at).ok()?;
+        let is_trusted = !score.suspected || best.is_none_or(|(_, best)| best.suspected);
+        is_trusted.then_some((at, score))
     }
 
     fn move_from_draining(&mut self, by_node: &[Vec<usize>]) {

@@ -614,6 +614,8 @@ fn a_unit_that_was_released_arrives_where_it_was_sent() {
     // Not to where it may not be any more, nor into the unknown.
     check(&nodes(), &[sent(4)], "1@2");
     check(&nodes(), &[sent(3).pinned(1)], "1@1");
+    let all = nodes().map(N::suspected);
+    check(&all, &[sent(3)], "1@3");
     for unfit in [
         node(3).draining(),
         node(3).witness(),
