@@ -210,6 +210,30 @@ async fn nodes_and_units_are_found_by_each_of_their_names() {
 }
 
 #[tokio::test]
+async fn a_pinned_child_runs_on_its_node_though_no_agent_can_be_asked() {
+    let served = Served::formed().await;
+    let new = Some(json!({"child": "@t/counter/x", "node": "b"}));
+    let unit = served
+        .check(Method::POST, "/v1/units", new.clone(), 201)
+        .await;
+    assert_eq!(unit["owner"], "b");
+    served.check(Method::POST, "/v1/units", new, 200).await;
+    // The same child elsewhere is another wish.
+    let elsewhere = Some(json!({"child": "@t/counter/x", "node": "a"}));
+    served
+        .refuses(Method::POST, "/v1/units", elsewhere, 409, "conflict")
+        .await;
+    served
+        .check(Method::POST, "/v1/nodes/b/drain", None, 202)
+        .await;
+    let new = Some(json!({"child": "@t/counter/y", "node": "b"}));
+    served
+        .refuses(Method::POST, "/v1/units", new, 409, "conflict")
+        .await;
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_not_there_or_not_meant_is_refused_in_words() {
     let served = Served::formed().await;
     for (method, path, body, status, kind) in [
@@ -273,6 +297,13 @@ async fn what_is_not_there_or_not_meant_is_refused_in_words() {
             Some(json!({"child": "x".repeat(70_000)})),
             413,
             "too_large",
+        ),
+        (
+            Method::POST,
+            "/v1/units",
+            Some(json!({"child": "@t/counter/x", "node": "zebra"})),
+            404,
+            "not_found",
         ),
         (Method::DELETE, "/v1/units/unit-1", None, 400, "invalid"),
         (

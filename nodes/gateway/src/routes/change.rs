@@ -229,7 +229,7 @@ async fn set_draining(gateway: &Gateway, name: &str, draining: bool) -> Result<N
         let agents = gateway.handle.agents();
         let asked = agents.drain(node, draining, AGENT_PATIENCE).await;
         let command = Command::Drain { node, draining };
-        settle(&gateway, asked, command, is_so).await?;
+        settle(gateway, asked, command, is_so).await?;
     }
     Ok(node)
 }

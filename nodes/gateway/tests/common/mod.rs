@@ -142,7 +142,8 @@ fn serve_all(directory: &mut Directory) {
         } else {
             NodeId(1)
         };
-        let to = IncarnationId(100 + unit.move_to.unwrap_or(usual).0);
+        let pinned = unit.needs.pin.unwrap_or(usual);
+        let to = IncarnationId(100 + unit.move_to.unwrap_or(pinned).0);
         let grant = Grant {
             unit: id,
             epoch: unit.epoch,
