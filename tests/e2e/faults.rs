@@ -155,9 +155,13 @@ async fn a_unit_that_kills_its_process_each_time_is_quarantined() -> Result<()> 
     let client = story.cluster.client().clone();
     let poison = "@demo/testing-poison/1";
     let body = json!({ "child": poison, "restart": "permanent" });
-    client
+    let unit = client
         .post(&story.cluster.url(0), "/v1/units", &body)
         .await?;
+    // The first to die of it leads: nobody does when its warden speaks.
+    let unit = unit["id"].as_str().context("no id")?;
+    let leader = story.cluster.leader().await?;
+    story.cluster.send(unit, leader).await?;
     let began = Instant::now();
     let mut deaths = 0;
     while !story.is_quarantined(poison).await? {

@@ -473,19 +473,26 @@ impl Cluster {
         let has = owners.get(self.name(nth)).map_or(0, Vec::len);
         let others = owners.iter().filter(|(name, _)| *name != self.name(nth));
         let units = others.flat_map(|(_, units)| units);
-        let to = json!({ "to": self.name(nth) });
         for unit in units.take(count.saturating_sub(has)) {
             let id = unit["id"].as_str().context("a unit without an id")?;
-            let path = format!("/v1/units/{id}/move?wait=2s");
-            let began = Instant::now();
-            // A node that has just come is doubted until voters have seen it for a moment, and a unit
-            // that was sent there may stop on its way.
-            while let Err(error) = self.client.post(&server, &path, &to).await {
-                if began.elapsed() > START_LIMIT {
-                    let path = format!("/v1/units/{id}/explain");
-                    let explained = self.client.get(&server, &path).await?;
-                    bail!("{error:#}: {}", explained["sentences"]);
-                }
+            self.send(id, nth).await?;
+        }
+        Ok(())
+    }
+
+    /// Moves a unit to a node. Returns when it serves it.
+    pub async fn send(&self, unit: &str, nth: usize) -> Result<()> {
+        let server = self.any_url()?;
+        let to = json!({ "to": self.name(nth) });
+        let path = format!("/v1/units/{unit}/move?wait=2s");
+        let began = Instant::now();
+        // A node that has just come is doubted until voters have seen it for a moment, and a unit that
+        // was sent there may stop on its way.
+        while let Err(error) = self.client.post(&server, &path, &to).await {
+            if began.elapsed() > START_LIMIT {
+                let path = format!("/v1/units/{unit}/explain");
+                let explained = self.client.get(&server, &path).await?;
+                bail!("{error:#}: {}", explained["sentences"]);
             }
         }
         Ok(())
