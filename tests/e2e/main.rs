@@ -1,13 +1,17 @@
 //! End-to-end tests: real processes, real faults, and a ledger of what callers were told.
 //!
-//! Owns: the table of faults ([`faults::TABLE`]) and one test a row. Run one at a time (`cargo xtask
+//! Owns: the table of faults ([`table::TABLE`]) and one test a row. Run one at a time (`cargo xtask
 //! test --stage e2e`): each has three nodes, and two cores carry no more.
 #![allow(clippy::unwrap_used)]
 
 mod control;
+mod dev;
+mod disks;
 mod faults;
 mod input;
+mod links;
 mod story;
+mod table;
 
 use std::path::Path;
 

@@ -89,6 +89,12 @@ impl Story {
         fault: impl AsyncFnOnce(&mut Cluster, usize) -> Result<()>,
     ) -> Result<Duration> {
         let theirs = self.cluster.counters_of(victim, COUNTERS).await?;
+        if theirs.is_empty() {
+            bail!(
+                "node {} owns no counter: nothing would be shown",
+                self.cluster.name(victim)
+            );
+        }
         let others = self.others(victim);
         fault(&mut self.cluster, victim).await?;
         let took = self.all_answer_at(&others, &theirs, bound).await;
@@ -127,7 +133,34 @@ impl Story {
         logs.join("\n")
     }
 
-    /// The judgement: every acknowledged step is there exactly once, and no process is left.
+    /// Steps acknowledged in the next `span`; an error when there are none.
+    pub(crate) async fn clean_run(&mut self, span: Duration) -> Result<u64> {
+        let before = self.acknowledged();
+        tokio::time::sleep(span).await;
+        match self.acknowledged() - before {
+            0 => bail!("nothing was answered in {span:?}\n{}", self.logs()),
+            steps => Ok(steps),
+        }
+    }
+
+    /// How often each node was started.
+    pub(crate) fn starts(&self) -> Vec<u32> {
+        let nodes = 0..self.cluster.size();
+        nodes.map(|nth| self.cluster.starts(nth)).collect()
+    }
+
+    /// Something of one node's view of the cluster, as text.
+    pub(crate) async fn field_of(&self, nth: usize, field: &str) -> Result<String> {
+        let client = self.cluster.client();
+        let cluster = client.get(&self.cluster.url(nth), "/v1/cluster").await?;
+        let text = cluster[field].as_str();
+        Ok(text
+            .with_context(|| format!("no {field} in {cluster}"))?
+            .to_owned())
+    }
+
+    /// The judgement: every acknowledged step is there exactly once, no caller was refused, and no
+    /// process and no folder is left.
     pub(crate) async fn end(mut self) -> Result<Ledger> {
         if let Some(callers) = self.callers.take() {
             self.ledger.merge(callers.finish().await);
@@ -146,6 +179,11 @@ impl Story {
         let left = self.cluster.shut_down(Duration::from_secs(30)).await?;
         if !left.is_empty() {
             bail!("processes are left: {left:?}\n{}", self.logs());
+        }
+        let folder = self.cluster.dir().to_owned();
+        drop(self.cluster);
+        if folder.exists() && std::env::var_os("UNDERSTUDY_KEEP").is_none() {
+            bail!("{} is left", folder.display());
         }
         Ok(self.ledger)
     }

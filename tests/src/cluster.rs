@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::disk::SmallDisk;
 use crate::http::Client;
 use crate::relay::Relays;
 use crate::{ports, process};
@@ -32,6 +33,9 @@ pub struct Options {
     pub relays: bool,
     /// Where the folder of the cluster is made; the system's own place when none.
     pub base: Option<PathBuf>,
+    /// A node whose data lies on a disk of so many MiB: see [`Cluster::disk`] and
+    /// [`crate::disk::own_mounts`].
+    pub small_disk: Option<(usize, u64)>,
 }
 
 impl Default for Options {
@@ -43,6 +47,7 @@ impl Default for Options {
             config: String::new(),
             relays: false,
             base: None,
+            small_disk: None,
         }
     }
 }
@@ -57,6 +62,7 @@ pub struct Cluster {
     token: String,
     client: Client,
     relays: Option<Relays>,
+    disk: Option<SmallDisk>,
 }
 
 struct Node {
@@ -90,6 +96,7 @@ impl Cluster {
             dir,
             options,
             relays: None,
+            disk: None,
         };
         for nth in 0..cluster.options.nodes {
             cluster.nodes.push(Node {
@@ -103,6 +110,9 @@ impl Cluster {
         if cluster.options.relays {
             let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.udp).collect();
             cluster.relays = Some(Relays::start(&ports).await?);
+        }
+        if let Some((nth, mebibytes)) = cluster.options.small_disk {
+            cluster.disk = Some(SmallDisk::mount(&cluster.data_dir(nth), mebibytes)?);
         }
         std::fs::write(cluster.dir.path().join("token"), &cluster.token)?;
         let ca = cluster.dir.path().join("ca");
@@ -455,6 +465,39 @@ impl Cluster {
         Ok((0..count).filter(owned).collect())
     }
 
+    /// Sees to it that the node owns at least so many units: units go where they fit, and a small load
+    /// fits anywhere, so it may own none. Returns when it serves them.
+    pub async fn give(&self, nth: usize, count: usize) -> Result<()> {
+        let server = self.any_url()?;
+        let owners = self.owners(&server).await?;
+        let has = owners.get(self.name(nth)).map_or(0, Vec::len);
+        let others = owners.iter().filter(|(name, _)| *name != self.name(nth));
+        let units = others.flat_map(|(_, units)| units);
+        for unit in units.take(count.saturating_sub(has)) {
+            let id = unit["id"].as_str().context("a unit without an id")?;
+            self.send(id, nth).await?;
+        }
+        Ok(())
+    }
+
+    /// Moves a unit to a node. Returns when it serves it.
+    pub async fn send(&self, unit: &str, nth: usize) -> Result<()> {
+        let server = self.any_url()?;
+        let to = json!({ "to": self.name(nth) });
+        let path = format!("/v1/units/{unit}/move?wait=2s");
+        let began = Instant::now();
+        // A node that has just come is doubted until voters have seen it for a moment, and a unit that
+        // was sent there may stop on its way.
+        while let Err(error) = self.client.post(&server, &path, &to).await {
+            if began.elapsed() > START_LIMIT {
+                let path = format!("/v1/units/{unit}/explain");
+                let explained = self.client.get(&server, &path).await?;
+                bail!("{error:#}: {}", explained["sentences"]);
+            }
+        }
+        Ok(())
+    }
+
     fn node_named(&self, name: &str) -> Result<usize> {
         let found = self.nodes.iter().position(|node| node.name == name);
         found.with_context(|| format!("no node is called {name}"))
@@ -503,6 +546,12 @@ impl Cluster {
             .context("the cluster was started without relays")
     }
 
+    /// The small disk that a node's data lies on.
+    pub fn disk(&self) -> Result<&SmallDisk> {
+        let disk = self.disk.as_ref();
+        disk.context("the cluster was started without a small disk")
+    }
+
     /// A client with the cluster's token.
     pub fn client(&self) -> &Client {
         &self.client
@@ -528,7 +577,8 @@ impl Cluster {
         self.dir.path().join(name_of(nth)).join("data")
     }
 
-    fn identity(&self, nth: usize) -> PathBuf {
+    /// Where a node keeps its certificate and key.
+    pub fn identity(&self, nth: usize) -> PathBuf {
         self.dir.path().join(name_of(nth)).join("identity")
     }
 
@@ -541,9 +591,14 @@ impl Cluster {
         self.dir.path().join(format!("{}.log", name_of(nth)))
     }
 
+    /// All that a node has logged.
+    pub fn whole_log(&self, nth: usize) -> String {
+        std::fs::read_to_string(self.log_file(nth)).unwrap_or_default()
+    }
+
     /// The last lines of a node's log.
     pub fn log(&self, nth: usize) -> String {
-        let text = std::fs::read_to_string(self.log_file(nth)).unwrap_or_default();
+        let text = self.whole_log(nth);
         let lines: Vec<&str> = text.lines().collect();
         let from = lines.len().saturating_sub(LOG_LINES);
         format!("--- {}\n{}", name_of(nth), lines[from..].join("\n"))
@@ -554,16 +609,19 @@ impl Cluster {
         process::marked(&self.mark)
     }
 
-    /// Ends every node with SIGTERM all at once and says what is left after `limit`.
+    /// Ends every node with SIGTERM all at once and says what is left after `limit`. A second one says
+    /// that there is nowhere to move units to.
     pub async fn shut_down(&mut self, limit: Duration) -> Result<Vec<(u32, String)>> {
-        for nth in 0..self.nodes.len() {
-            if let Some(pid) = self.pid(nth) {
-                process::signal(pid, Signal::CONT)?;
-                process::signal(pid, Signal::TERM)?;
-            }
-        }
         let began = Instant::now();
+        let mut told = 0;
         while began.elapsed() < limit {
+            if told < 2 && began.elapsed() >= TOLD_APART * told {
+                told += 1;
+                for pid in (0..self.nodes.len()).filter_map(|nth| self.pid(nth)) {
+                    process::signal(pid, Signal::CONT)?;
+                    process::signal(pid, Signal::TERM)?;
+                }
+            }
             let running = (0..self.nodes.len()).filter(|nth| self.runs(*nth)).count();
             if running == 0 && self.alive().is_empty() {
                 return Ok(Vec::new());
@@ -591,6 +649,7 @@ impl Drop for Cluster {
         for (pid, _) in self.alive() {
             let _ = process::signal(pid, Signal::KILL);
         }
+        self.disk = None;
         if std::thread::panicking() || std::env::var_os("UNDERSTUDY_KEEP").is_some() {
             let kept = self.dir.path().to_owned();
             self.dir.disable_cleanup(true);
@@ -617,6 +676,9 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// How often something is looked at.
 const POLL: Duration = Duration::from_millis(50);
+
+/// Between the two signals to a cluster that is to stop: two at once would be one.
+const TOLD_APART: Duration = Duration::from_millis(250);
 
 /// How long wardens get to clean up behind nodes that were killed.
 const DROP_LIMIT: Duration = Duration::from_secs(5);

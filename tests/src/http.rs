@@ -69,6 +69,22 @@ impl Client {
         serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
     }
 
+    /// What has happened since the node started, as far as it keeps it: each event's kind and text.
+    pub async fn events(&self, server: &str) -> Result<Vec<(String, String)>> {
+        let request = self
+            .inner
+            .get(format!("{server}/v1/events?after=0&follow=false"));
+        let request = request.bearer_auth(&self.token).timeout(REQUEST_LIMIT);
+        let text = request.send().await?.error_for_status()?.text().await?;
+        let data = text.lines().filter_map(|line| line.strip_prefix("data:"));
+        let events = data.map(|line| {
+            let event: Value = serde_json::from_str(line)?;
+            let text = |field: &str| event[field].as_str().unwrap_or_default().to_owned();
+            Ok((text("type"), text("text")))
+        });
+        events.collect()
+    }
+
     /// Whether the node says that it is ready.
     pub async fn is_ready(&self, server: &str) -> bool {
         let request = self.inner.get(format!("{server}/readyz"));

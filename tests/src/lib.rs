@@ -7,7 +7,9 @@
 
 pub mod callers;
 pub mod cluster;
+pub mod disk;
 pub mod http;
 pub mod ports;
 pub mod process;
 pub mod relay;
+pub mod stranger;

@@ -4,6 +4,7 @@
 //! Raft, Raft before the network, the heart before the core; the gateway last, when there is something
 //! to ask. Never decides anything.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -43,6 +44,8 @@ pub struct Node {
     replica: Arc<ReplicaThread>,
     heart: HeartThread,
     tasks: JoinSet<()>,
+    /// Ended when it is dropped: what was not heard is sent by the next start.
+    resends: JoinSet<()>,
     stop_gateway: oneshot::Sender<()>,
     warden: WardenClient,
     config: Config,
@@ -144,7 +147,7 @@ impl Node {
         })?;
 
         let notes = data.join("notes");
-        let left = kept_notes(&notes).map_err(StartError::Notes)?;
+        kept_notes(&notes).map_err(StartError::Notes)?;
         let (warden, death) = WardenClient::spawn(&exe, incarnation, &notes, Box::new(on_warden))
             .map_err(StartError::Warden)?;
 
@@ -309,7 +312,8 @@ impl Node {
             },
         );
         let mut tasks = JoinSet::new();
-        resend(&mut tasks, &handle, left, &notes);
+        let mut resends = JoinSet::new();
+        resends.spawn(resend(handle.clone(), notes));
 
         let listener = TcpListener::bind(config.gateway.listen)
             .await
@@ -336,6 +340,7 @@ impl Node {
             replica,
             heart,
             tasks,
+            resends,
             stop_gateway,
             warden,
             config,
@@ -383,6 +388,7 @@ impl Node {
     /// Ends the node in the order that loses least: no new calls, children stopped, Raft and store
     /// flushed, network closed. Its units must have been moved before, or are taken over.
     pub async fn stop(mut self) {
+        drop(self.resends);
         let _ = self.stop_gateway.send(());
         let ended = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(GATEWAY_LIMIT, ended).await.is_err() {
@@ -430,24 +436,39 @@ pub async fn end_own_drain(handle: &Handle, marker: &Path) {
     }
 }
 
-/// The notes of earlier starts go to the leader until the directory has no use for them (L11).
-fn resend(tasks: &mut JoinSet<()>, handle: &Handle, notes: Vec<DeathNote>, folder: &Path) {
-    for note in notes {
-        let (handle, folder) = (handle.clone(), folder.to_owned());
-        tasks.spawn(async move {
-            let incarnation = note.incarnation;
-            let command = Command::DeathNote {
-                incarnation,
-                secret: note.secret,
-                at_work: note.at_work,
-            };
-            let over = handle.propose(command, NOTE_LIMIT, |directory| {
-                directory.is_formed() && !directory.incarnations().contains_key(&incarnation)
-            });
-            if over.await.is_ok() {
-                let _ = forget_note(&folder, incarnation);
-            }
+/// The notes of earlier starts go to the leader until the directory has no use for them (L11). The
+/// warden of the start before may still be writing its own when this one begins, and nobody may lead
+/// while it sends it: so the folder is looked at again.
+async fn resend(handle: Handle, folder: PathBuf) {
+    let mut sent = BTreeSet::new();
+    let mut sending = JoinSet::new();
+    for wait in NOTES_LOOKED_AT {
+        tokio::time::sleep(wait).await;
+        let notes = kept_notes(&folder).unwrap_or_else(|error| {
+            warn!(%error, "the death notes of earlier starts");
+            Vec::new()
         });
+        for note in notes {
+            if sent.insert(note.incarnation) {
+                sending.spawn(resend_one(handle.clone(), note, folder.clone()));
+            }
+        }
+    }
+    while sending.join_next().await.is_some() {}
+}
+
+async fn resend_one(handle: Handle, note: DeathNote, folder: PathBuf) {
+    let incarnation = note.incarnation;
+    let command = Command::DeathNote {
+        incarnation,
+        secret: note.secret,
+        at_work: note.at_work,
+    };
+    let over = handle.propose(command, NOTE_LIMIT, |directory| {
+        directory.is_formed() && !directory.incarnations().contains_key(&incarnation)
+    });
+    if over.await.is_ok() {
+        let _ = forget_note(&folder, incarnation);
     }
 }
 
@@ -545,6 +566,14 @@ const GATEWAY_LIMIT: Duration = Duration::from_secs(5);
 
 /// A started node is listed within this time, or says why in its log.
 const LISTED_LIMIT: Duration = Duration::from_secs(60);
+
+/// Between two looks for notes of earlier starts. A warden writes its own as soon as the last helper
+/// is reaped: in milliseconds, as a rule, and within seconds on a busy disk.
+const NOTES_LOOKED_AT: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(500),
+    Duration::from_secs(5),
+];
 
 /// How long a note of an earlier start is sent.
 const NOTE_LIMIT: Duration = Duration::from_secs(60);
