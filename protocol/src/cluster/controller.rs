@@ -306,12 +306,17 @@ impl Controller {
                 .directory
                 .voters()
                 .majority(|voter| sighted(voter).is_some_and(|sighted| !sighted.promised));
-            // A start that is new to the voters must first get to renew; one that has renewed is not
-            // new to them, though it is to a new leader.
-            let renewed = |voter| sighted(voter).is_some_and(|seen| seen.applied > LogIndex::ZERO);
-            let old = self.directory.voters().iter().any(renewed)
-                || now.since(known) >= ttl * NEW_GRACE_TTL;
-            if (unpromised && old) || leading.lags(now, incarnation, &self.directory, ttl * LAG_TTL)
+            // A start that is new to the voters must first get to renew. To a voter that it has renewed
+            // at it is not new, though it may be to a new leader; but what one voter has heard says
+            // nothing of another, which may not have heard the first renewal yet.
+            let lapsed = self.directory.voters().majority(|voter| {
+                let seen = sighted(voter);
+                seen.is_some_and(|seen| !seen.promised && seen.applied > LogIndex::ZERO)
+            });
+            let grace = now.since(known) < ttl * NEW_GRACE_TTL;
+            if lapsed
+                || (unpromised && !grace)
+                || leading.lags(now, incarnation, &self.directory, ttl * LAG_TTL)
             {
                 expelled.push(incarnation);
             }

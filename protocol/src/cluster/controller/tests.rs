@@ -120,6 +120,13 @@ fn a_registration_that_would_be_void_is_not_proposed() {
 
 /// Two of three voters say whether they have promised to the first start of each node.
 fn sight(world: &mut World, nodes: &[u64], promised: bool, applied: u64) {
+    for voter in [2, 3] {
+        sight_by(world, voter, nodes, promised, applied);
+    }
+}
+
+/// One voter says it.
+fn sight_by(world: &mut World, voter: u64, nodes: &[u64], promised: bool, applied: u64) {
     let sighted = nodes.iter().map(|node| Sighted {
         incarnation: incarnation(*node, 1),
         promised,
@@ -127,15 +134,26 @@ fn sight(world: &mut World, nodes: &[u64], promised: bool, applied: u64) {
     });
     let sighted: Vec<Sighted> = sighted.collect();
     let voters = world.leader.directory().voters().version;
-    for voter in [2, 3].map(StoreId) {
-        let sighted = sighted.clone();
-        let sighting = Sighting {
-            voter,
-            voters,
-            sighted,
-        };
-        world.tell(Event::Sighted(sighting)).expect("taken in");
-    }
+    let sighting = Sighting {
+        voter: StoreId(voter),
+        voters,
+        sighted,
+    };
+    world.tell(Event::Sighted(sighting)).expect("taken in");
+}
+
+/// Found with real nodes: the first renewals of a start reach the voters one after the other.
+#[test]
+fn a_start_that_one_voter_has_promised_to_is_not_expelled_for_the_silence_of_the_others() {
+    let mut world = World::new();
+    sight(&mut world, &[1], false, 0);
+    sight_by(&mut world, 1, &[1], true, 4);
+    assert_eq!(world.proposed(), []);
+    sight_by(&mut world, 2, &[1], false, 4);
+    assert_eq!(world.proposed(), []);
+    sight_by(&mut world, 3, &[1], false, 4);
+    let incarnation = incarnation(1, 1);
+    assert_eq!(world.proposed(), [Command::Expel { incarnation }]);
 }
 
 #[test]
