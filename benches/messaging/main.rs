@@ -21,6 +21,7 @@ use bytes::{Bytes, BytesMut};
 use quinn::{RecvStream as Recv, SendStream as Send};
 use ractor::ActorRef;
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 use understudy_benches::cpu;
 use understudy_benches::report::{Row, Target, quantile, report};
 use understudy_protocol::id::{ChildId, NodeId};
@@ -43,6 +44,12 @@ fn main() -> Result<()> {
             let seed = seed.into_string().ok().context("no address")?;
             // A worker runs it, like a node's own tasks: the main thread would be woken for each.
             runtime.spawn(be_the_peer(folder, seed))
+        }
+        Some(word) if word == "--only" => {
+            let what = args
+                .next()
+                .context("--only frames, envelopes, ask or ping")?;
+            runtime.spawn(measure_only(what))
         }
         Some(word) => bail!("{word:?} is not understood"),
         None => runtime.spawn(measure()),
@@ -75,29 +82,51 @@ async fn measure() -> Result<()> {
     };
     let mut rounds = Rounds::default();
     for round in 0..=ROUNDS {
-        let measured = Measured {
-            frames: ours.tell_frames(TELLS).await?,
-            envelopes: ours.tell_envelopes(TELLS).await?,
-            raw: ours.flood(RAW_BYTES).await?,
-            ractor: ours.tell_ractor(RACTOR_TELLS).await?,
-            erlang: match &mut erlang {
-                Some(erlang) => Some(tell_erlang(erlang).await?),
-                None => None,
-            },
-            ask: ours.ask(ASKS).await?,
-            ping: ours.ping(ASKS).await?,
-            ask_ractor: ours.ask_ractor(ASKS).await?,
-            ask_erlang: match &mut erlang {
-                Some(erlang) => Some(micros(&erlang.ask(ASKS).await?)),
-                None => None,
-            },
-        };
+        let measured = measure_round(&mut ours, erlang.as_mut())
+            .await
+            .context("a round broke off; on a machine this busy even its own peer is lost")?;
         eprintln!("round {round} (0 warms up): {measured}");
         if round > 0 {
             rounds.0.push(measured);
         }
     }
     report("messaging", &rounds.rows())?;
+    Ok(())
+}
+
+async fn measure_round(ours: &mut Ours, mut erlang: Option<&mut Erlang>) -> Result<Measured> {
+    Ok(Measured {
+        frames: ours.tell_frames(TELLS).await?,
+        envelopes: ours.tell_envelopes(TELLS).await?,
+        raw: ours.flood(RAW_BYTES).await?,
+        ractor: ours.tell_ractor(RACTOR_TELLS).await?,
+        erlang: match &mut erlang {
+            Some(erlang) => Some(tell_erlang(erlang).await?),
+            None => None,
+        },
+        ask: ours.ask(ASKS).await?,
+        ping: ours.ping(ASKS).await?,
+        ask_ractor: ours.ask_ractor(ASKS).await?,
+        ask_erlang: match &mut erlang {
+            Some(erlang) => Some(micros(&erlang.ask(ASKS).await?)),
+            None => None,
+        },
+    })
+}
+
+/// One of them alone, again and again: for a profiler.
+async fn measure_only(what: std::ffi::OsString) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut ours = Ours::start(folder.path()).await?;
+    for _ in 0..ROUNDS {
+        match what.to_str() {
+            Some("frames") => println!("{:?}", ours.tell_frames(TELLS).await?),
+            Some("envelopes") => println!("{:?}", ours.tell_envelopes(TELLS).await?),
+            Some("ask") => println!("p50 {:.1} us", p50(&ours.ask(10 * ASKS).await?)),
+            Some("ping") => println!("p50 {:.1} us", p50(&ours.ping(10 * ASKS).await?)),
+            _ => bail!("{what:?} is not understood"),
+        }
+    }
     Ok(())
 }
 
@@ -171,11 +200,11 @@ impl Ours {
         let wanted = Bytes::copy_from_slice(&count.to_be_bytes());
         net.request(self.peer, EXPECT, wanted, PATIENCE).await?;
         let meter = Meter::start(&self.pids)?;
-        let reached = {
+        let mut reached = JoinSet::new();
+        {
             let (net, peer) = (net.clone(), self.peer);
-            let asked = async move { net.request(peer, REACHED, Bytes::new(), PATIENCE).await };
-            tokio::spawn(asked)
-        };
+            reached.spawn(async move { net.request(peer, REACHED, Bytes::new(), PATIENCE).await });
+        }
         for number in 0..count {
             let frame = frame(&self.child, number);
             loop {
@@ -189,7 +218,10 @@ impl Ours {
                 tokio::task::yield_now().await;
             }
         }
-        reached.await??;
+        reached
+            .join_next()
+            .await
+            .context("the question was spawned")???;
         self.sent += count;
         meter.stop(count)
     }
