@@ -28,8 +28,12 @@ pub struct FsckReport {
     pub children: u64,
     /// Children whose chain is damaged, found now or earlier and not mended since (rule R3).
     pub damaged_children: u64,
-    /// Whether last writes were lost, now or earlier, and nobody has confirmed the rest (rule R8).
-    pub cut: bool,
+    /// Slots whose last writes may have been lost, now or earlier, and that no owner has confirmed
+    /// since (rule R8).
+    pub cut_slots: u64,
+    /// The same of dedicated children, those left out that were confirmed: what never existed
+    /// confirms nothing, so this stands for good where there are none.
+    pub cut_dedicated: bool,
     /// Entries in the Raft log.
     pub raft_entries: u64,
     /// Chunks, when they were looked at.
@@ -128,7 +132,7 @@ pub(crate) fn inspect(store: &Path, with_chunks: bool) -> Result<FsckReport, Fsc
         report.records = found.records();
         report.children = found.children();
         report.damaged_children = found.damaged();
-        report.cut = found.is_cut();
+        (report.cut_slots, report.cut_dedicated) = found.cut_parts();
         report.damages.extend(found.damages);
     }
     let raft = || RaftLog::inspect(&place(Place::Raft));

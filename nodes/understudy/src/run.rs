@@ -199,10 +199,10 @@ pub fn store_fsck(dir: &Path) -> Result<String, Failure> {
         report.chunks, report.chunk_bytes
     );
     let _ = writeln!(text, "damaged chains  {}", report.damaged_children);
-    let cut = if report.cut {
-        "perhaps; other copies will say"
-    } else {
-        "no"
+    let cut = match (report.cut_slots, report.cut_dedicated) {
+        (0, false) => "no".to_owned(),
+        (0, true) => "perhaps of dedicated children; other copies will say".to_owned(),
+        (slots, _) => format!("perhaps, in {slots} slots; other copies will say"),
     };
     let _ = writeln!(text, "writes lost     {cut}");
     for damage in &report.damages {

@@ -137,8 +137,18 @@ impl Found {
     }
 
     /// Whether a cut stands that nobody has confirmed, from this opening or an earlier one.
+    #[cfg(test)]
     pub(crate) fn is_cut(&self) -> bool {
         self.index.cut != CutMark::default()
+    }
+
+    /// How many slots are cut, and whether dedicated children are.
+    pub(crate) fn cut_parts(&self) -> (u64, bool) {
+        let CutMark {
+            slots, dedicated, ..
+        } = &self.index.cut;
+        let count = |range: &SlotRange| u64::from(range.end() - range.start());
+        (slots.iter().map(count).sum(), *dedicated)
     }
 
     /// Children that are damaged, from this opening or an earlier one.
