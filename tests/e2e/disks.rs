@@ -46,7 +46,7 @@ async fn a_store_file_that_is_cut_short_is_replaced_by_a_new_store() -> Result<(
     let store = story.field_of(1, "store").await?;
     story.cluster.kill(1)?;
     // So little is left that promises are gone with the rest.
-    cut(&story.cluster.data_dir(1), 512)?;
+    cut(&story.cluster.data_dir(1), 64)?;
     story.cluster.spawn(1)?;
     let began = Instant::now();
     story.whole().await?;
@@ -280,7 +280,9 @@ impl Fsck {
         let says = |line: &str| self.text.lines().any(|said| said == line);
         self.code == Some(0)
             && says("damaged chains  0")
-            && says("writes lost     no")
+            // There are no dedicated children here that could confirm that they lost nothing.
+            && (says("writes lost     no")
+                || says("writes lost     perhaps of dedicated children; other copies will say"))
             && !self.text.contains("found:")
     }
 }
