@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, watch};
@@ -402,21 +403,15 @@ async fn json<T: DeserializeOwned>(body: Body, empty: Option<T>) -> Result<T, Pr
 
 /// The whole body, if it is short enough and comes soon enough.
 async fn whole(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
-    let read = tokio::time::timeout(BODY_PATIENCE, axum::body::to_bytes(body, bytes_max));
-    match read.await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) => {
-            let too_large = std::error::Error::source(&error)
-                .is_some_and(|source| source.to_string().contains("length limit"));
-            Err(if too_large {
-                Problem::new(
-                    Kind::TooLarge,
-                    format!("a body here has at most {bytes_max} bytes"),
-                )
-                .hint("send less")
-            } else {
-                Problem::new(Kind::Invalid, "the body ended early").hint("send all of it")
-            })
+    match tokio::time::timeout(BODY_PATIENCE, gather(body, bytes_max)).await {
+        Ok(Ok(Some(body))) => Ok(body),
+        Ok(Ok(None)) => Err(Problem::new(
+            Kind::TooLarge,
+            format!("a body here has at most {bytes_max} bytes"),
+        )
+        .hint("send less")),
+        Ok(Err(_)) => {
+            Err(Problem::new(Kind::Invalid, "the body ended early").hint("send all of it"))
         }
         Err(_) => Err(Problem::new(
             Kind::Invalid,
@@ -425,6 +420,27 @@ async fn whole(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
         .hint("send it at once")),
     }
 }
+
+/// The body; none when it is longer than `bytes_max`. Whoever sends a little too much is still heard
+/// out: a connection that is closed under a writer takes the answer with it (RFC 9112, section 9.6).
+async fn gather(body: Body, bytes_max: usize) -> Result<Option<Bytes>, axum::Error> {
+    let mut chunks = body.into_data_stream();
+    let mut kept = Vec::new();
+    let mut seen = 0_usize;
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk?;
+        seen = seen.saturating_add(chunk.len());
+        if seen <= bytes_max {
+            kept.extend_from_slice(&chunk);
+        } else if seen > bytes_max.saturating_add(HEARD_OUT_MAX) {
+            return Ok(None);
+        }
+    }
+    Ok((seen <= bytes_max).then(|| kept.into()))
+}
+
+/// What is read and thrown away of a body that is too long: enough for a mistake, not for a flood.
+const HEARD_OUT_MAX: usize = 4 * 1024 * 1024;
 
 fn limited(text: Option<&str>, usual: Duration, max: Duration) -> Result<Duration, Problem> {
     let span = text.map(params::span).transpose()?.unwrap_or(usual);
