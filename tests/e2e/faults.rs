@@ -79,7 +79,9 @@ async fn kills_in_turn_lose_nothing() -> Result<()> {
         let victim = if nth % 2 == 0 {
             story.cluster.owner_of_most().await?
         } else {
-            story.cluster.leader().await?
+            let leader = story.cluster.leader().await?;
+            story.cluster.give(leader, 16).await?;
+            leader
         };
         slowest = slowest.max(story.strike(victim, bound(fault), kill).await?);
         story.whole().await?;
