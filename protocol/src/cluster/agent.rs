@@ -75,7 +75,8 @@ pub struct AgentSettings {
     pub passivate_after: Duration,
     /// How long one call may be at work before its child is killed as hung.
     pub work_limit: Duration,
-    /// A snapshot is written when this many records follow the last one.
+    /// A snapshot is written when this many records follow the last one; at most
+    /// [`SNAPSHOT_EVERY_MAX`].
     pub snapshot_every: u64,
 }
 
@@ -269,7 +270,14 @@ struct Held {
 
 impl Agent {
     /// The agent of one start of a node: it has no units yet.
+    ///
+    /// # Panics
+    /// When snapshots are to be rarer than [`SNAPSHOT_EVERY_MAX`]: the program that says so is wrong.
     pub fn new(settings: AgentSettings) -> Agent {
+        assert!(
+            settings.snapshot_every <= SNAPSHOT_EVERY_MAX,
+            "chains would be full before they can be shortened"
+        );
         Agent {
             settings,
             owners: BTreeMap::new(),
@@ -1292,14 +1300,160 @@ const RETRY_AFTER_MS: u32 = 50;
 /// A call writes a step, and sometimes a snapshot.
 const RECORDS_PER_CALL: usize = 2;
 
+/// A chain is kept from the last snapshot but one, so the third must be written before it is full:
+/// else no call is admitted any more, and no snapshot is written without a call. Close to this a child
+/// waits for the acknowledgement of each snapshot; at half of it, never.
+pub const SNAPSHOT_EVERY_MAX: u64 = CHAIN_RECORDS_MAX as u64 / 2 - RECORDS_PER_CALL as u64;
+
 /// The version of the bodies in [`crate::wire::step`].
 const SCHEMA: u16 = 1;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{ConfigVersion, Epoch};
+    use crate::cluster::replication::{Opened, Replica, ReplicaAction, ReplicaEvent, UnitView};
+    use crate::id::{ConfigVersion, Epoch, NodeId, SlotRange};
     use crate::wire::envelope::CallKey;
+
+    const UNIT: UnitId = UnitId(1);
+    const STORE: StoreId = StoreId(1);
+
+    /// An agent that serves one shard, its one store, and a child that takes a step a call.
+    struct Stage {
+        agent: Agent,
+        store: Replica,
+        now: Time,
+        said: Vec<Action>,
+    }
+
+    impl Stage {
+        fn serving(snapshot_every: u64) -> Stage {
+            let (incarnation, second) = (IncarnationId(1), Duration::from_secs(1));
+            let agent = Agent::new(AgentSettings {
+                incarnation,
+                home: STORE,
+                key_kept: 600 * second,
+                passivate_after: 300 * second,
+                work_limit: 30 * second,
+                snapshot_every,
+            });
+            let mut stage = Stage {
+                agent,
+                store: Replica::open(STORE, incarnation, Opened::default()),
+                now: Time::from_millis(1),
+                said: Vec::new(),
+            };
+            let view = UnitView {
+                scope: Scope::Slots {
+                    range: SlotRange::ALL,
+                    except: Vec::new(),
+                },
+                config: ConfigVersion(1),
+                set: [STORE].into(),
+                min_copies: 1,
+                wanted: 1,
+                candidates: Vec::new(),
+                unreachable: BTreeSet::new(),
+                move_to: None,
+                serving: false,
+            };
+            let mut granted = Granted {
+                epoch: Epoch(1),
+                view,
+                stopping: false,
+                moving: false,
+            };
+            stage.tell(Event::Lease(Time::MAX));
+            stage.tell(Event::Units(Vec::from([(UNIT, Some(granted.clone()))])));
+            granted.view.serving = true;
+            stage.tell(Event::Units(Vec::from([(UNIT, Some(granted))])));
+            stage
+        }
+
+        fn tell(&mut self, event: Event) {
+            self.now = self.now + Duration::from_millis(1);
+            // A refusal shows in what is said.
+            let _ = self.agent.handle(self.now, event);
+            while let Some(action) = self.agent.poll_action() {
+                self.said.push(action.clone());
+                match action {
+                    Action::Ask { request, .. } => self.ask(request),
+                    Action::Start { child, .. } => self.tell(Event::Started(child)),
+                    Action::Execute {
+                        child,
+                        envelope,
+                        snapshot,
+                    } => self.tell(Event::Executed {
+                        child,
+                        call: envelope.call,
+                        answer: Bytes::from_static(b"done"),
+                        effect: Some(Bytes::from_static(b"step")),
+                        state: snapshot.then(|| Bytes::from_static(b"state")),
+                    }),
+                    _ => {}
+                }
+            }
+        }
+
+        fn ask(&mut self, request: ReplicaRequest) {
+            let from = NodeId(1);
+            let mut next = Some(ReplicaEvent::Asked { from, request });
+            while let Some(event) = next.take() {
+                let heard = self.store.handle(self.now, event);
+                assert_eq!(heard, Ok(()));
+                while let Some(action) = self.store.poll_action() {
+                    match action {
+                        ReplicaAction::Write { ticket, .. } => {
+                            next = Some(ReplicaEvent::Flushed { ticket });
+                        }
+                        ReplicaAction::Answer { answer, .. } => self.tell(Event::Answer(answer)),
+                        ReplicaAction::Read { .. } => panic!("nothing is read here"),
+                    }
+                }
+            }
+        }
+
+        /// What the child answers to one more call, and what else was said meanwhile.
+        fn call(&mut self, child: &str, number: u64) -> (Vec<Outcome>, Vec<Action>) {
+            self.said.clear();
+            let gateway = IncarnationId(9);
+            let envelope = Envelope {
+                call: CallId { gateway, number },
+                to: ChildId::parse(child).expect("a child id"),
+                key: CallKey::Internal { gateway, number },
+                request_hash: 1,
+                patience_ms: 1_000,
+                body: Bytes::new(),
+            };
+            let route = Some(Route {
+                unit: UNIT,
+                epoch: Epoch(1),
+                node: NodeId(1),
+            });
+            self.tell(Event::Call { envelope, route });
+            self.tell(Event::Confirmed(gateway, number));
+            let said = core::mem::take(&mut self.said);
+            let outcomes = said.iter().filter_map(|action| match action {
+                Action::Reply(reply) => Some(reply.outcome.clone()),
+                _ => None,
+            });
+            (outcomes.collect(), said)
+        }
+    }
+
+    #[test]
+    fn a_child_that_is_called_and_called_again_is_never_full() {
+        for every in [1, 2, 32, SNAPSHOT_EVERY_MAX] {
+            let mut stage = Stage::serving(every);
+            for number in 0..1_000 {
+                let (outcomes, _) = stage.call("t/k/a", number);
+                assert!(
+                    matches!(outcomes[..], [Outcome::Answered { .. }]),
+                    "call {number} with a snapshot every {every} records: {outcomes:?}"
+                );
+            }
+        }
+    }
 
     fn remembered(number: u64) -> Remembered {
         let gateway = IncarnationId(1);

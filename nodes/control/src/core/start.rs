@@ -241,5 +241,7 @@ const ASKS_MAX: usize = 4_096;
 const CHILDREN_MAX: usize = 1_024;
 
 /// Records of a child between two snapshots. A snapshot repeats every call that is remembered (some
-/// tens of bytes each), so it is worth its place once a few dozen steps have gathered.
-const SNAPSHOT_EVERY: u64 = 64;
+/// tens of bytes each), so it is worth its place once a few dozen steps have gathered; and a chain
+/// holds two such stretches, and as much again of what is not acknowledged yet.
+const SNAPSHOT_EVERY: u64 = 32;
+const _: () = assert!(SNAPSHOT_EVERY <= agent::SNAPSHOT_EVERY_MAX / 2 + 1);
