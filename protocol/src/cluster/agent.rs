@@ -54,6 +54,8 @@ pub struct Agent {
     /// Restarts of light children.
     light: Supervisor<ChildId>,
     lease_until: Time,
+    /// Children at work, by their unit; no unit where none is.
+    working: BTreeMap<UnitId, usize>,
     /// Of the event that is being handled.
     now: Time,
     /// When each owner and each host wants to be looked at again.
@@ -237,6 +239,9 @@ struct Host {
     /// Replies that wait for records, in the order of the records.
     held: VecDeque<Held>,
     used: Time,
+    /// When it is looked at again: its one place in the agent's `due`. Not later than it has to be,
+    /// often earlier.
+    due: Option<Time>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -286,6 +291,7 @@ impl Agent {
             withheld: BTreeMap::new(),
             light: Supervisor::new(light_policy()),
             lease_until: Time::ZERO,
+            working: BTreeMap::new(),
             now: Time::ZERO,
             due: BTreeSet::new(),
             owner_due: BTreeMap::new(),
@@ -355,10 +361,18 @@ impl Agent {
             .map(|(unit, granted)| (self.owner_config(*unit, granted), granted.view.clone()));
         for owner in Owner::reshaped(now, old, configs.collect()) {
             let unit = owner.claim().unit;
+            let mut at_work = Vec::new();
             for (child, host) in &mut self.children {
                 if old_units.contains(&host.unit) && owner.view().scope.holds(child) {
-                    host.unit = unit;
+                    let before = core::mem::replace(&mut host.unit, unit);
+                    if matches!(host.state, State::Working(..)) && before != unit {
+                        at_work.push(before);
+                    }
                 }
+            }
+            for before in at_work {
+                self.end_work(before);
+                self.begin_work(unit);
             }
             self.owners.insert(unit, owner);
             self.drive(now, unit);
@@ -446,6 +460,7 @@ impl Agent {
             calls: Calls::default(),
             held: VecDeque::new(),
             used: now,
+            due: None,
         };
         self.children.insert(child.clone(), host);
         let dedicated = self.owners.get(&unit).is_some_and(is_dedicated);
@@ -541,8 +556,7 @@ impl Agent {
             }
             let Some(Waiting { envelope, until }) = host.mailbox.pop_front() else {
                 let at = host.used + self.settings.passivate_after;
-                self.due.insert((at, Due::Host(child.clone())));
-                return;
+                return host.look_again(&mut self.due, child, at);
             };
             host.used = now;
             let call = envelope.call;
@@ -576,9 +590,9 @@ impl Agent {
                 Admission::Fresh => {
                     host.state = State::Working(envelope.clone(), now);
                     let unit = host.unit;
-                    self.due
-                        .insert((now + self.settings.work_limit, Due::Host(child.clone())));
-                    self.mark_work(unit);
+                    let at = now + self.settings.work_limit;
+                    host.look_again(&mut self.due, child, at);
+                    self.begin_work(unit);
                     let (child, snapshot) = (child.clone(), due_snapshot);
                     self.actions.push_back(Action::Execute {
                         child,
@@ -590,17 +604,23 @@ impl Agent {
         }
     }
 
-    /// Tells the warden whether any child of the unit is at work (V2).
-    fn mark_work(&mut self, unit: UnitId) {
-        let working = self
-            .children
-            .values()
-            .filter(|host| host.unit == unit && host.is_working())
-            .count();
-        match working {
-            0 => self.actions.push_back(Action::AtRest(unit)),
-            1 => self.actions.push_back(Action::AtWork(unit)),
-            _ => {}
+    /// One child more of the unit is at work: the warden knows it before the child does (V2).
+    fn begin_work(&mut self, unit: UnitId) {
+        let working = self.working.entry(unit).or_insert(0);
+        *working += 1;
+        if *working == 1 {
+            self.actions.push_back(Action::AtWork(unit));
+        }
+    }
+
+    fn end_work(&mut self, unit: UnitId) {
+        let Some(working) = self.working.get_mut(&unit) else {
+            return;
+        };
+        *working -= 1;
+        if *working == 0 {
+            self.working.remove(&unit);
+            self.actions.push_back(Action::AtRest(unit));
         }
     }
 
@@ -623,7 +643,7 @@ impl Agent {
         let (key, request_hash) = (envelope.key.clone(), envelope.request_hash);
         host.state = State::Ready;
         let unit = host.unit;
-        self.mark_work(unit);
+        self.end_work(unit);
         if let Some(effect) = effect {
             let remembered = Remembered {
                 key,
@@ -776,7 +796,7 @@ impl Agent {
         if let State::Working(envelope, _) = core::mem::replace(&mut host.state, State::Down) {
             let call = envelope.call;
             self.reply(call, Outcome::Unknown);
-            self.mark_work(unit);
+            self.end_work(unit);
         }
         if self.owners.get(&unit).is_some_and(is_dedicated) {
             self.drop_hosts_named(&child);
@@ -1008,6 +1028,9 @@ impl Agent {
                     self.drive(now, unit);
                 }
                 Some((_, Due::Host(child))) => {
+                    if let Some(host) = self.children.get_mut(&child) {
+                        host.due = None;
+                    }
                     self.kill_if_hung(now, &child);
                     self.passivate(now, &child);
                 }
@@ -1026,19 +1049,20 @@ impl Agent {
         let State::Working(envelope, since) = &host.state else {
             return;
         };
-        if now.since(*since) < limit {
-            return;
+        let until = *since + limit;
+        if now < until {
+            return host.look_again(&mut self.due, child, until);
         }
         let (call, unit) = (envelope.call, host.unit);
         host.state = State::Killed;
         self.reply(call, Outcome::Unknown);
-        self.mark_work(unit);
+        self.end_work(unit);
         self.actions.push_back(Action::Stop(child.clone()));
     }
 
     /// A light child that nobody calls leaves only its records.
     fn passivate(&mut self, now: Time, child: &ChildId) {
-        let Some(host) = self.children.get(child) else {
+        let Some(host) = self.children.get_mut(child) else {
             return;
         };
         let idle = host.state == State::Ready && host.mailbox.is_empty() && host.held.is_empty();
@@ -1054,8 +1078,7 @@ impl Agent {
             return;
         };
         if now < until {
-            self.due.insert((until, Due::Host(child.clone())));
-            return;
+            return host.look_again(&mut self.due, child, until);
         }
         tell(owner, now, OwnerEvent::Unload(child.clone()));
         self.drop_hosts_named(child);
@@ -1104,6 +1127,9 @@ impl Agent {
         let Some(host) = self.children.remove(child) else {
             return;
         };
+        if let Some(at) = host.due {
+            self.due.remove(&(at, Due::Host(child.clone())));
+        }
         let remove = supervision::Event::Remove {
             child: child.clone(),
         };
@@ -1127,7 +1153,7 @@ impl Agent {
         }
         if let State::Working(envelope, _) = host.state {
             self.reply(envelope.call, Outcome::Unknown);
-            self.mark_work(host.unit);
+            self.end_work(host.unit);
         }
     }
 
@@ -1151,8 +1177,16 @@ impl Host {
         )
     }
 
-    fn is_working(&self) -> bool {
-        matches!(self.state, State::Working(..))
+    /// Has it looked at then, or before. A place for every call would leave thousands behind: none is
+    /// taken out before its time has come.
+    fn look_again(&mut self, due: &mut BTreeSet<(Time, Due)>, child: &ChildId, at: Time) {
+        if self.due.is_some_and(|sooner| sooner <= at) {
+            return;
+        }
+        if let Some(later) = self.due.replace(at) {
+            due.remove(&(later, Due::Host(child.clone())));
+        }
+        due.insert((at, Due::Host(child.clone())));
     }
 }
 
@@ -1453,6 +1487,49 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn calls_leave_no_deadlines_behind_and_a_child_at_rest_is_passivated_in_time() {
+        let mut stage = Stage::serving(32);
+        for number in 0..1_000 {
+            stage.call("t/k/a", number);
+            stage.call("t/k/b", number);
+        }
+        let last = stage.now;
+        let hosts = |agent: &Agent| {
+            let is_host = |(_, due): &&(Time, Due)| matches!(due, Due::Host(_));
+            agent.due.iter().filter(is_host).count()
+        };
+        assert_eq!(hosts(&stage.agent), 2);
+        while !stage.agent.children.is_empty() {
+            let at = stage.agent.next_deadline();
+            stage.now = stage
+                .now
+                .max(at.expect("a child at rest is looked at again"));
+            stage.tell(Event::Tick);
+        }
+        assert_eq!(hosts(&stage.agent), 0);
+        let rested = stage.now.since(last);
+        let passivated = Duration::from_secs(300);
+        assert!(rested >= passivated - Duration::from_secs(1), "{rested:?}");
+        assert!(rested <= passivated + Duration::from_secs(1), "{rested:?}");
+    }
+
+    #[test]
+    fn the_warden_hears_of_a_unit_once_while_any_of_its_children_works() {
+        let mut stage = Stage::serving(32);
+        stage.call("t/k/a", 0);
+        let (_, said) = stage.call("t/k/a", 1);
+        let work: Vec<&Action> = said
+            .iter()
+            .filter(|action| matches!(action, Action::AtWork(_) | Action::AtRest(_)))
+            .collect();
+        assert_eq!(work, [&Action::AtWork(UNIT), &Action::AtRest(UNIT)]);
+        let at = |action: fn(&Action) -> bool| said.iter().position(action);
+        let told = at(|action| matches!(action, Action::AtWork(_)));
+        let begun = at(|action| matches!(action, Action::Execute { .. }));
+        assert!(told < begun, "the warden knows before the child does (V2)");
     }
 
     fn remembered(number: u64) -> Remembered {
