@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::task::JoinSet;
+use understudy_benches::cpu;
 use understudy_benches::report::{Row, Target, quantile, report};
 use understudy_tests::cluster::{Cluster, Options};
 use understudy_tests::http::{Called, Client};
@@ -61,8 +62,8 @@ fn measure() -> Result<()> {
             grouped: stores::raw(&base, CALLERS, TIME)?,
             one: one.run(TIME)?,
             three: three.run(TIME)?,
-            handles: runtime.block_on(by_handles(&cluster, TIME))?,
-            http: runtime.block_on(by_http(&cluster, TIME))?,
+            handles: metered(&cluster, || runtime.block_on(by_handles(&cluster, TIME)))?,
+            http: metered(&cluster, || runtime.block_on(by_http(&cluster, TIME)))?,
         };
         eprintln!("round {round}: {measured}");
         rounds.push(measured);
@@ -73,6 +74,16 @@ fn measure() -> Result<()> {
         bail!("processes are left: {left:?}");
     }
     Ok(())
+}
+
+/// Runs a turn and adds what its records cost the nodes and their wardens in processor time.
+fn metered(cluster: &Cluster, turn: impl FnOnce() -> Result<Round>) -> Result<Round> {
+    let pids: Vec<u32> = cluster.alive().into_iter().map(|(pid, _)| pid).collect();
+    let before = cpu::used(&pids)?;
+    let mut round = turn()?;
+    let used = cpu::used(&pids)?.saturating_sub(before);
+    round.cpu_micros = Some(used.as_secs_f64() * 1e6 / round.records as f64);
+    Ok(round)
 }
 
 /// Callers in the three nodes, each on a child that may be anywhere.
@@ -131,10 +142,8 @@ async fn call_until(
         let began = Instant::now();
         match client.call(&url, &child, None, "write", LIMIT).await {
             Called::Answered(_) => took.push(began.elapsed()),
-            Called::Again(why) => {
-                eprintln!("{child}: {why}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            // Refused for now, and told so.
+            Called::Again(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             Called::Refused(why) => return Err(anyhow!("{child}: {why}")),
         }
     }
@@ -143,7 +152,10 @@ async fn call_until(
 
 /// What one of them did in one round.
 struct Round {
+    records: u64,
     per_second: f64,
+    /// What a record cost, of all processes that had to do with it.
+    cpu_micros: Option<f64>,
     /// Of each record, or of each flush where there is nothing but the disk.
     millis: Vec<f64>,
 }
@@ -151,6 +163,8 @@ struct Round {
 impl Round {
     fn new(records: u64, elapsed: Duration, took: Vec<Duration>) -> Round {
         Round {
+            records,
+            cpu_micros: None,
             per_second: records as f64 / elapsed.as_secs_f64(),
             millis: took.iter().map(|took| took.as_secs_f64() * 1e3).collect(),
         }
@@ -168,7 +182,11 @@ impl Round {
 impl fmt::Display for Round {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (p50, p99) = (self.p50(), self.p99());
-        write!(f, "{:.0}/s p50 {p50:.1} p99 {p99:.1} ms", self.per_second)
+        write!(f, "{:.0}/s p50 {p50:.1} p99 {p99:.1} ms", self.per_second)?;
+        match self.cpu_micros {
+            Some(micros) => write!(f, " {micros:.0} us of processors each"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -233,6 +251,13 @@ fn rows(rounds: &[Measured]) -> Vec<Row> {
                 None,
             ));
         }
+    }
+    for (name, of) in [
+        ("three nodes, by handle, processors", ways[2].1),
+        ("three nodes, by HTTP, processors", ways[3].1),
+    ] {
+        let each = rounds.iter().filter_map(|round| of(round).cpu_micros);
+        rows.push(Row::new(name, "us", each.collect(), vec![], None));
     }
     rows
 }

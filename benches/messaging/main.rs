@@ -44,6 +44,12 @@ fn main() -> Result<()> {
             // A worker runs it, like a node's own tasks: the main thread would be woken for each.
             runtime.spawn(be_the_peer(folder, seed))
         }
+        Some(word) if word == "--only" => {
+            let what = args
+                .next()
+                .context("--only frames, envelopes, ask or ping")?;
+            runtime.spawn(measure_only(what))
+        }
         Some(word) => bail!("{word:?} is not understood"),
         None => runtime.spawn(measure()),
     };
@@ -75,29 +81,51 @@ async fn measure() -> Result<()> {
     };
     let mut rounds = Rounds::default();
     for round in 0..=ROUNDS {
-        let measured = Measured {
-            frames: ours.tell_frames(TELLS).await?,
-            envelopes: ours.tell_envelopes(TELLS).await?,
-            raw: ours.flood(RAW_BYTES).await?,
-            ractor: ours.tell_ractor(RACTOR_TELLS).await?,
-            erlang: match &mut erlang {
-                Some(erlang) => Some(tell_erlang(erlang).await?),
-                None => None,
-            },
-            ask: ours.ask(ASKS).await?,
-            ping: ours.ping(ASKS).await?,
-            ask_ractor: ours.ask_ractor(ASKS).await?,
-            ask_erlang: match &mut erlang {
-                Some(erlang) => Some(micros(&erlang.ask(ASKS).await?)),
-                None => None,
-            },
-        };
+        let measured = measure_round(&mut ours, erlang.as_mut())
+            .await
+            .context("a round broke off; on a machine this busy even its own peer is lost")?;
         eprintln!("round {round} (0 warms up): {measured}");
         if round > 0 {
             rounds.0.push(measured);
         }
     }
     report("messaging", &rounds.rows())?;
+    Ok(())
+}
+
+async fn measure_round(ours: &mut Ours, mut erlang: Option<&mut Erlang>) -> Result<Measured> {
+    Ok(Measured {
+        frames: ours.tell_frames(TELLS).await?,
+        envelopes: ours.tell_envelopes(TELLS).await?,
+        raw: ours.flood(RAW_BYTES).await?,
+        ractor: ours.tell_ractor(RACTOR_TELLS).await?,
+        erlang: match &mut erlang {
+            Some(erlang) => Some(tell_erlang(erlang).await?),
+            None => None,
+        },
+        ask: ours.ask(ASKS).await?,
+        ping: ours.ping(ASKS).await?,
+        ask_ractor: ours.ask_ractor(ASKS).await?,
+        ask_erlang: match &mut erlang {
+            Some(erlang) => Some(micros(&erlang.ask(ASKS).await?)),
+            None => None,
+        },
+    })
+}
+
+/// One of them alone, again and again: for a profiler.
+async fn measure_only(what: std::ffi::OsString) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut ours = Ours::start(folder.path()).await?;
+    for _ in 0..ROUNDS {
+        match what.to_str() {
+            Some("frames") => println!("{:?}", ours.tell_frames(TELLS).await?),
+            Some("envelopes") => println!("{:?}", ours.tell_envelopes(TELLS).await?),
+            Some("ask") => println!("p50 {:.1} us", p50(&ours.ask(10 * ASKS).await?)),
+            Some("ping") => println!("p50 {:.1} us", p50(&ours.ping(10 * ASKS).await?)),
+            _ => bail!("{what:?} is not understood"),
+        }
+    }
     Ok(())
 }
 
