@@ -107,6 +107,7 @@ async fn start(
             name: node.to_string(),
             address: listen.to_string(),
             votes: true,
+            works: true,
         },
         seeds: seeds.to_vec(),
         segmentation_offload: true,
