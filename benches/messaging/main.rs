@@ -21,6 +21,7 @@ use bytes::{Bytes, BytesMut};
 use quinn::{RecvStream as Recv, SendStream as Send};
 use ractor::ActorRef;
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 use understudy_benches::cpu;
 use understudy_benches::report::{Row, Target, quantile, report};
 use understudy_protocol::id::{ChildId, NodeId};
@@ -199,11 +200,11 @@ impl Ours {
         let wanted = Bytes::copy_from_slice(&count.to_be_bytes());
         net.request(self.peer, EXPECT, wanted, PATIENCE).await?;
         let meter = Meter::start(&self.pids)?;
-        let reached = {
+        let mut reached = JoinSet::new();
+        {
             let (net, peer) = (net.clone(), self.peer);
-            let asked = async move { net.request(peer, REACHED, Bytes::new(), PATIENCE).await };
-            tokio::spawn(asked)
-        };
+            reached.spawn(async move { net.request(peer, REACHED, Bytes::new(), PATIENCE).await });
+        }
         for number in 0..count {
             let frame = frame(&self.child, number);
             loop {
@@ -217,7 +218,7 @@ impl Ours {
                 tokio::task::yield_now().await;
             }
         }
-        reached.await??;
+        reached.join_next().await.context("it was asked")???;
         self.sent += count;
         meter.stop(count)
     }
