@@ -2,8 +2,8 @@
 //!
 //! Owns: the rounds and the rows. In each round take turns: the disk alone, one store, three stores on
 //! the same disk, and three nodes whose callers run in the nodes (by their handle) and then outside
-//! (by HTTP). There are always 64 callers, each with its own child, each waiting for its answer before
-//! it calls again.
+//! (by HTTP). There are 64 callers, each with its own child, each waiting for its answer before it calls
+//! again.
 //!
 //! All three replicas stand on one disk here, so a record costs it three writes and three flushes;
 //! machines of their own would share nothing.
@@ -17,10 +17,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use serde_json::json;
 use tokio::task::JoinSet;
 use understudy_benches::cpu;
 use understudy_benches::report::{Row, Target, quantile, report};
-use understudy_tests::cluster::{Cluster, Options};
+use understudy_tests::cluster::{Cluster, Options, items};
 use understudy_tests::http::{Called, Client};
 
 use stores::Stores;
@@ -54,7 +55,8 @@ fn measure() -> Result<()> {
     };
     let exe = std::env::current_exe()?;
     let mut cluster = runtime.block_on(Cluster::start(&exe, options))?;
-    runtime.block_on(by_http(&cluster, WARM))?; // the children are made
+    runtime.block_on(share(&mut cluster))?;
+    runtime.block_on(by_handles(&cluster, MANY, WARM))?; // the children are made
     let mut rounds = Vec::new();
     for round in 1..=ROUNDS {
         let measured = Measured {
@@ -62,7 +64,12 @@ fn measure() -> Result<()> {
             grouped: stores::raw(&base, CALLERS, TIME)?,
             one: one.run(TIME)?,
             three: three.run(TIME)?,
-            handles: metered(&cluster, || runtime.block_on(by_handles(&cluster, TIME)))?,
+            handles: metered(&cluster, || {
+                runtime.block_on(by_handles(&cluster, CALLERS, TIME))
+            })?,
+            many: metered(&cluster, || {
+                runtime.block_on(by_handles(&cluster, MANY, TIME))
+            })?,
             http: metered(&cluster, || runtime.block_on(by_http(&cluster, TIME)))?,
         };
         eprintln!("round {round}: {measured}");
@@ -72,6 +79,25 @@ fn measure() -> Result<()> {
     let left = runtime.block_on(cluster.shut_down(LIMIT))?;
     if !left.is_empty() {
         bail!("processes are left: {left:?}");
+    }
+    Ok(())
+}
+
+/// Each node owns a third of the shards: a new cluster's are all where it was formed.
+async fn share(cluster: &mut Cluster) -> Result<()> {
+    let (client, url) = (cluster.client().clone(), cluster.url(0));
+    let units = client.get(&url, "/v1/units").await?;
+    for (nth, unit) in items(&units).enumerate() {
+        let to = cluster.name(nth % cluster.size());
+        let id = unit["id"].as_str().context("a unit has an id")?;
+        if unit["owner"] != json!(to) {
+            let path = format!("/v1/units/{id}/move");
+            client.post(&url, &path, &json!({ "to": to })).await?;
+        }
+    }
+    cluster.wait_whole(LIMIT).await?;
+    for (name, units) in cluster.owners(&url).await? {
+        eprintln!("node {name} owns {} shards", units.len());
     }
     Ok(())
 }
@@ -87,11 +113,12 @@ fn metered(cluster: &Cluster, turn: impl FnOnce() -> Result<Round>) -> Result<Ro
 }
 
 /// Callers in the three nodes, each on a child that may be anywhere.
-async fn by_handles(cluster: &Cluster, time: Duration) -> Result<Round> {
+async fn by_handles(cluster: &Cluster, callers: usize, time: Duration) -> Result<Round> {
     let mut nodes = JoinSet::new();
     let began = Instant::now();
     for nth in 0..cluster.size() {
-        let (first, end) = share_of(nth, cluster.size());
+        let share = |nth| callers * nth / cluster.size();
+        let (first, end) = (share(nth), share(nth + 1));
         let data = cluster.data_dir(nth);
         nodes.spawn(async move { node::callers(&data, time, first, end - first).await });
     }
@@ -101,10 +128,6 @@ async fn by_handles(cluster: &Cluster, time: Duration) -> Result<Round> {
         took.extend(from_one);
     }
     Ok(Round::new(took.len() as u64, began.elapsed(), took))
-}
-
-fn share_of(nth: usize, size: usize) -> (usize, usize) {
-    (CALLERS * nth / size, CALLERS * (nth + 1) / size)
 }
 
 fn logs(cluster: &Cluster) -> String {
@@ -197,6 +220,7 @@ struct Measured {
     one: Round,
     three: Round,
     handles: Round,
+    many: Round,
     http: Round,
 }
 
@@ -204,8 +228,9 @@ impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "fdatasync each {}; 64 a fdatasync {}; a store {}; three {}; handles {}; HTTP {}",
-            self.single, self.grouped, self.one, self.three, self.handles, self.http
+            "fdatasync each {}; 64 a fdatasync {}; a store {}; three {}; handles {}; {MANY} callers {}; \
+             HTTP {}",
+            self.single, self.grouped, self.one, self.three, self.handles, self.many, self.http
         )
     }
 }
@@ -218,11 +243,12 @@ fn rows(rounds: &[Measured]) -> Vec<Row> {
     let rate: fn(&Round) -> f64 = |round| round.per_second;
     let raw = || each(|round| &round.grouped, rate);
     let budget = || Some(Target::AtLeast(10_000.0));
-    let ways: [(&str, Of); 4] = [
+    let ways: [(&str, Of); 5] = [
         ("one store", |round| &round.one),
         ("three stores", |round| &round.three),
         ("three nodes, by handle", |round| &round.handles),
         ("three nodes, by HTTP", |round| &round.http),
+        ("three nodes, by handle, 256 callers", |round| &round.many),
     ];
     let mut rows = vec![Row::new(
         "the disk, 4 KiB and fdatasync each",
@@ -264,6 +290,9 @@ fn rows(rounds: &[Measured]) -> Vec<Row> {
 
 /// Callers at once, each with its own child.
 const CALLERS: usize = 64;
+
+/// And so many more, to see whether it is their waiting or the work that limits.
+const MANY: usize = 256;
 
 /// What a call writes.
 const RECORD_BYTES: usize = 4_096;

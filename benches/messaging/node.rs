@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, Seq, StoreId};
 use understudy_protocol::wire::checksum;
-use understudy_protocol::wire::codec::{Message, MessageType, decode_whole, encode_frame};
+use understudy_protocol::wire::codec::{Frame, Message, MessageType, encode_frame};
 use understudy_protocol::wire::envelope::{CallId, CallKey, Envelope, Outcome, Reply};
 use understudy_transport::identity::Identity;
 use understudy_transport::net::{
@@ -198,10 +198,10 @@ impl Inbox for Post {
     fn frame(&self, from: NodeId, frame: Bytes) -> Result<(), Full> {
         match MessageType::from_number(frame[2]) {
             Some(MessageType::Envelope) => {
-                let envelope = decode_whole(&frame).ok();
+                let envelope = decoded(&frame);
                 self.put(envelope.map(|envelope| Letter::Envelope(from, envelope)))
             }
-            Some(MessageType::Reply) => self.put(decode_whole(&frame).ok().map(Letter::Reply)),
+            Some(MessageType::Reply) => self.put(decoded(&frame).map(Letter::Reply)),
             _ => {
                 self.count.add(1);
                 Ok(())
@@ -294,6 +294,11 @@ pub(crate) fn envelope(number: u64, to: &ChildId, patience_ms: u32) -> Envelope 
         patience_ms,
         body: Bytes::copy_from_slice(&body),
     }
+}
+
+/// As a node's own inbox does it.
+fn decoded<T: Message>(frame: &[u8]) -> Option<T> {
+    Frame::checked_before(frame).ok()?.decode().ok()
 }
 
 /// The frame of a message, made as a node makes it.

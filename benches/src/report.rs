@@ -64,7 +64,7 @@ impl Row {
         let target = target.map(|target| match target {
             Target::AtMost(limit) => format!("at most {limit}"),
             Target::AtLeast(limit) => format!("at least {limit}"),
-            Target::RatioAtMost(limit) => format!("ratio at most {limit}"),
+            Target::RatioAtMost(limit) => format!("ratio at most {limit:.2}"),
             Target::RatioAtLeast(limit) => format!("ratio at least {limit}"),
         });
         Row {

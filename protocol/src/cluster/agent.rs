@@ -55,6 +55,8 @@ pub struct Agent {
     /// Restarts of light children.
     light: Supervisor<ChildId>,
     lease_until: Time,
+    /// Children at work, by their unit; no unit where none is.
+    working: BTreeMap<UnitId, usize>,
     /// Of the event that is being handled.
     now: Time,
     /// When each owner and each host wants to be looked at again.
@@ -271,6 +273,9 @@ struct Host {
     /// Replies that wait for records, in the order of the records.
     held: VecDeque<Held>,
     used: Time,
+    /// When it is looked at again: its one place in the agent's `due`. Not later than it has to be,
+    /// often earlier.
+    due: Option<Time>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -313,6 +318,7 @@ impl Agent {
             withheld: BTreeMap::new(),
             light: Supervisor::new(light_policy()),
             lease_until: Time::ZERO,
+            working: BTreeMap::new(),
             now: Time::ZERO,
             due: BTreeSet::new(),
             owner_due: BTreeMap::new(),
@@ -388,10 +394,18 @@ impl Agent {
             .map(|(unit, granted)| (self.owner_config(*unit, granted), granted.view.clone()));
         for owner in Owner::reshaped(now, old, configs.collect()) {
             let unit = owner.claim().unit;
+            let mut at_work = Vec::new();
             for (child, host) in &mut self.children {
                 if old_units.contains(&host.unit) && owner.view().scope.holds(child) {
-                    host.unit = unit;
+                    let before = core::mem::replace(&mut host.unit, unit);
+                    if matches!(host.state, State::Working(..)) && before != unit {
+                        at_work.push(before);
+                    }
                 }
+            }
+            for before in at_work {
+                self.end_work(before);
+                self.begin_work(unit);
             }
             self.owners.insert(unit, owner);
             self.drive(now, unit);
@@ -479,6 +493,7 @@ impl Agent {
             calls: Calls::default(),
             held: VecDeque::new(),
             used: now,
+            due: None,
         };
         self.children.insert(child.clone(), host);
         let dedicated = self.owners.get(&unit).is_some_and(is_dedicated);
@@ -574,8 +589,7 @@ impl Agent {
             }
             let Some(Waiting { envelope, until }) = host.mailbox.pop_front() else {
                 let at = host.used + self.settings.passivate_after;
-                self.due.insert((at, Due::Host(child.clone())));
-                return;
+                return host.look_again(&mut self.due, child, at);
             };
             host.used = now;
             let call = envelope.call;
@@ -615,9 +629,9 @@ impl Agent {
                 Admission::Fresh => {
                     host.state = State::Working(envelope.clone(), now);
                     let unit = host.unit;
-                    self.due
-                        .insert((now + self.settings.work_limit, Due::Host(child.clone())));
-                    self.mark_work(unit);
+                    let at = now + self.settings.work_limit;
+                    host.look_again(&mut self.due, child, at);
+                    self.begin_work(unit);
                     let (child, snapshot) = (child.clone(), due_snapshot);
                     self.actions.push_back(Action::Execute {
                         child,
@@ -629,17 +643,23 @@ impl Agent {
         }
     }
 
-    /// Tells the warden whether any child of the unit is at work (V2).
-    fn mark_work(&mut self, unit: UnitId) {
-        let working = self
-            .children
-            .values()
-            .filter(|host| host.unit == unit && host.is_working())
-            .count();
-        match working {
-            0 => self.actions.push_back(Action::AtRest(unit)),
-            1 => self.actions.push_back(Action::AtWork(unit)),
-            _ => {}
+    /// One child more of the unit is at work: the warden knows it before the child does (V2).
+    fn begin_work(&mut self, unit: UnitId) {
+        let working = self.working.entry(unit).or_insert(0);
+        *working += 1;
+        if *working == 1 {
+            self.actions.push_back(Action::AtWork(unit));
+        }
+    }
+
+    fn end_work(&mut self, unit: UnitId) {
+        let Some(working) = self.working.get_mut(&unit) else {
+            return;
+        };
+        *working -= 1;
+        if *working == 0 {
+            self.working.remove(&unit);
+            self.actions.push_back(Action::AtRest(unit));
         }
     }
 
@@ -662,7 +682,7 @@ impl Agent {
         let (key, request_hash) = (envelope.key.clone(), envelope.request_hash);
         host.state = State::Ready;
         let unit = host.unit;
-        self.mark_work(unit);
+        self.end_work(unit);
         let is_framed = answer.len() <= CALL_BODY_BYTES_MAX;
         if let Some(effect) = effect {
             let remembered = Remembered {
@@ -825,7 +845,7 @@ impl Agent {
         let exit = match core::mem::replace(&mut host.state, State::Down) {
             State::Working(envelope, _) => {
                 self.reply(envelope.call, Outcome::Unknown);
-                self.mark_work(unit);
+                self.end_work(unit);
                 exit
             }
             // It was stopped because it hung: however well it ended, it did not end by itself.
@@ -1062,6 +1082,9 @@ impl Agent {
                     self.drive(now, unit);
                 }
                 Some((_, Due::Host(child))) => {
+                    if let Some(host) = self.children.get_mut(&child) {
+                        host.due = None;
+                    }
                     self.kill_if_hung(now, &child);
                     self.passivate(now, &child);
                 }
@@ -1080,19 +1103,20 @@ impl Agent {
         let State::Working(envelope, since) = &host.state else {
             return;
         };
-        if now.since(*since) < limit {
-            return;
+        let until = *since + limit;
+        if now < until {
+            return host.look_again(&mut self.due, child, until);
         }
         let (call, unit) = (envelope.call, host.unit);
         host.state = State::Killed;
         self.reply(call, Outcome::Unknown);
-        self.mark_work(unit);
+        self.end_work(unit);
         self.actions.push_back(Action::Stop(child.clone()));
     }
 
     /// A light child that nobody calls leaves only its records.
     fn passivate(&mut self, now: Time, child: &ChildId) {
-        let Some(host) = self.children.get(child) else {
+        let Some(host) = self.children.get_mut(child) else {
             return;
         };
         let idle = host.state == State::Ready && host.mailbox.is_empty() && host.held.is_empty();
@@ -1108,8 +1132,7 @@ impl Agent {
             return;
         };
         if now < until {
-            self.due.insert((until, Due::Host(child.clone())));
-            return;
+            return host.look_again(&mut self.due, child, until);
         }
         tell(owner, now, OwnerEvent::Unload(child.clone()));
         self.drop_hosts_named(child);
@@ -1158,6 +1181,9 @@ impl Agent {
         let Some(host) = self.children.remove(child) else {
             return;
         };
+        if let Some(at) = host.due {
+            self.due.remove(&(at, Due::Host(child.clone())));
+        }
         let remove = supervision::Event::Remove {
             child: child.clone(),
         };
@@ -1181,7 +1207,7 @@ impl Agent {
         }
         if let State::Working(envelope, _) = host.state {
             self.reply(envelope.call, Outcome::Unknown);
-            self.mark_work(host.unit);
+            self.end_work(host.unit);
         }
     }
 
@@ -1205,8 +1231,16 @@ impl Host {
         )
     }
 
-    fn is_working(&self) -> bool {
-        matches!(self.state, State::Working(..))
+    /// Has it looked at then, or before. A place for every call would leave thousands behind: none is
+    /// taken out before its time has come.
+    fn look_again(&mut self, due: &mut BTreeSet<(Time, Due)>, child: &ChildId, at: Time) {
+        if self.due.is_some_and(|sooner| sooner <= at) {
+            return;
+        }
+        if let Some(later) = self.due.replace(at) {
+            due.remove(&(later, Due::Host(child.clone())));
+        }
+        due.insert((at, Due::Host(child.clone())));
     }
 }
 
@@ -1366,5 +1400,7 @@ const SCHEMA: u16 = 1;
 
 #[cfg(test)]
 mod held;
+#[cfg(test)]
+mod steady;
 #[cfg(test)]
 mod tests;

@@ -149,6 +149,12 @@ pub trait Message: Encode<()> + for<'b> Decode<'b, ()> {
     /// Whether the value holds what its type promises beyond its shape: limits, orders, chains.
     /// Every decoder here runs it, so a decoded message needs no second look. Says what is broken.
     fn check(&self) -> Result<(), &'static str>;
+
+    /// About how many bytes its payload takes, so that the buffer need not grow on the way. Too little
+    /// costs a copy, too much some memory for a moment.
+    fn room(&self) -> usize {
+        FIELDS_ROOM
+    }
 }
 
 /// Why a message was not framed. The buffer is as it was before.
@@ -265,6 +271,7 @@ pub fn encode_frame<T: Message>(message: &T, out: &mut Vec<u8>) -> Result<(), En
     }
     debug_assert_eq!(message.check(), Ok(()), "no reader would take this");
     let start = out.len();
+    out.reserve(HEADER_BYTES + message.room());
     out.extend_from_slice(&MAGIC);
     out.push(T::TYPE.number());
     out.push(T::TYPE.version());
@@ -350,6 +357,15 @@ impl<'b> Frame<'b> {
         Frame::split_within(bytes, usize::MAX)
     }
 
+    /// The one frame that `bytes` are, whose checksum a reader has compared already: a lane hands over
+    /// no other. Anything else about it is looked at as ever.
+    pub fn checked_before(bytes: &'b [u8]) -> Result<Frame<'b>, DecodeError> {
+        match Frame::parse(bytes, usize::MAX)? {
+            (frame, _, []) => Ok(frame),
+            _ => Err(DecodeError::TrailingBytes),
+        }
+    }
+
     /// The frame's type; an error where this version does not know it.
     pub fn kind(&self) -> Result<MessageType, DecodeError> {
         MessageType::from_number(self.kind).ok_or(DecodeError::UnknownType { seen: self.kind })
@@ -385,6 +401,15 @@ impl<'b> Frame<'b> {
 
     /// [`Frame::split`] for a stream that allows no frame above `limit` bytes.
     fn split_within(bytes: &'b [u8], limit: usize) -> Result<(Frame<'b>, &'b [u8]), DecodeError> {
+        let (frame, checksum, rest) = Frame::parse(bytes, limit)?;
+        if checksum_of(&bytes[..8], frame.payload) != checksum {
+            return Err(DecodeError::BadChecksum);
+        }
+        Ok((frame, rest))
+    }
+
+    /// The frame at the front of `bytes`, the checksum that its header says, and the bytes after it.
+    fn parse(bytes: &'b [u8], limit: usize) -> Result<(Frame<'b>, u32, &'b [u8]), DecodeError> {
         if !MAGIC.starts_with(&bytes[..bytes.len().min(MAGIC.len())]) {
             return Err(DecodeError::BadMagic);
         }
@@ -407,15 +432,12 @@ impl<'b> Frame<'b> {
                 needed: length - after.len(),
             });
         };
-        if checksum_of(&header[..8], payload) != u32::from_be_bytes([c0, c1, c2, c3]) {
-            return Err(DecodeError::BadChecksum);
-        }
         let frame = Frame {
             kind,
             version,
             payload,
         };
-        Ok((frame, rest))
+        Ok((frame, u32::from_be_bytes([c0, c1, c2, c3]), rest))
     }
 }
 
@@ -464,6 +486,9 @@ impl From<CborError> for DecodeError {
         }
     }
 }
+
+/// Room for the fields of a message beside its bodies: ids, a key, a child's name of usual length.
+pub(crate) const FIELDS_ROOM: usize = 160;
 
 /// Begins every frame.
 const MAGIC: [u8; 2] = [0xF5, 0x55];

@@ -36,7 +36,7 @@ type Answer = Pin<Box<dyn Future<Output = Result<Bytes, RequestRefused>> + Send>
 
 impl CoreInbox {
     fn take(&self, from: NodeId, frame: &[u8]) -> Result<Result<(), Full>, DecodeError> {
-        let (parsed, _) = Frame::split(frame)?;
+        let parsed = Frame::checked_before(frame)?;
         let input = match parsed.kind()? {
             MessageType::ReplicaRequest => {
                 let request = parsed.decode()?;

@@ -279,3 +279,4 @@ const CHILDREN_MAX: usize = 1_024;
 /// Records of a child between two snapshots. A snapshot repeats every call that is remembered (some
 /// tens of bytes each), so it is worth its place once a few dozen steps have gathered.
 const SNAPSHOT_EVERY: u64 = 32;
+const _: () = assert!(SNAPSHOT_EVERY <= agent::SNAPSHOT_EVERY_MAX);

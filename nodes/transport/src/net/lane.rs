@@ -20,7 +20,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use quinn::{Connection, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::Notify;
 use understudy_protocol::id::NodeId;
@@ -309,14 +309,15 @@ fn next_frame(buffer: &mut BytesMut, limit: usize) -> Result<Next, DecodeError> 
     }
     debug_assert!(length >= HEADER_BYTES);
     if let Err(DecodeError::UnknownType { seen }) = kind {
-        let _ = buffer.split_to(length);
+        buffer.advance(length);
         return Ok(Next::Unknown(seen));
     }
-    // A small frame is copied: one that shared its buffer would keep all of that alive.
+    // A small frame is copied: one that shared its buffer would keep all of that alive. The buffer
+    // then only moves on, where a split would make it shared and count its owners.
     let frame = match length <= COPIED_BYTES_MAX {
         true => {
             let frame = Bytes::copy_from_slice(&buffer[..length]);
-            let _ = buffer.split_to(length);
+            buffer.advance(length);
             frame
         }
         false => buffer.split_to(length).freeze(),

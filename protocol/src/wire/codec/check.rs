@@ -3,7 +3,7 @@
 //! Owns: the limits, orders and chains that hold for every decoded message. Never judges whether a
 //! message is welcome now: that is for the machine it goes to.
 
-use super::{CALL_BODY_BYTES_MAX, Message, MessageType};
+use super::{CALL_BODY_BYTES_MAX, FIELDS_ROOM, Message, MessageType, record_bytes_max};
 use crate::id::ChildId;
 use crate::wire::envelope::{CallKey, Confirmed, Envelope, KEY_BYTES_MAX, Outcome, Reply};
 use crate::wire::heart::{AT_WORK_MAX, HeartMessage, SIGHTED_MAX};
@@ -41,6 +41,13 @@ impl Message for ReplicaRequest {
             Ask::Fetch { .. } => Ok(()),
         }
     }
+
+    fn room(&self) -> usize {
+        match &self.ask {
+            Ask::Append(append) => FIELDS_ROOM + records_room(&append.records),
+            Ask::Seal { .. } | Ask::Fetch { .. } | Ask::Confirm { .. } => FIELDS_ROOM,
+        }
+    }
 }
 
 impl Message for ReplicaAnswer {
@@ -70,6 +77,13 @@ impl Message for ReplicaAnswer {
             | Said::Confirmed => Ok(()),
         }
     }
+
+    fn room(&self) -> usize {
+        match &self.said {
+            Said::Fetched { records, .. } => FIELDS_ROOM + records_room(records),
+            _ => FIELDS_ROOM,
+        }
+    }
 }
 
 impl Message for Envelope {
@@ -80,6 +94,10 @@ impl Message for Envelope {
             holds(key.len() <= KEY_BYTES_MAX, "a key has at most 64 bytes")?;
         }
         body_holds(&self.body)
+    }
+
+    fn room(&self) -> usize {
+        FIELDS_ROOM + self.body.len()
     }
 }
 
@@ -95,6 +113,13 @@ impl Message for Reply {
             | Outcome::Unavailable
             | Outcome::TooLarge
             | Outcome::Unknown => Ok(()),
+        }
+    }
+
+    fn room(&self) -> usize {
+        match &self.outcome {
+            Outcome::Answered { body, .. } => FIELDS_ROOM + body.len(),
+            _ => FIELDS_ROOM,
         }
     }
 }
@@ -113,6 +138,14 @@ impl Message for Record {
     fn check(&self) -> Result<(), &'static str> {
         record_holds(self)
     }
+
+    fn room(&self) -> usize {
+        record_bytes_max(self)
+    }
+}
+
+fn records_room(records: &[Record]) -> usize {
+    records.iter().map(record_bytes_max).sum()
 }
 
 pub(crate) fn scope_holds(scope: &Scope) -> Result<(), &'static str> {
