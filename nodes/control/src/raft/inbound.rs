@@ -29,6 +29,10 @@ pub enum RequestRefused {
     /// The log is still being read; ask again.
     #[error("the log is still being read")]
     NotReady,
+    /// The candidate's log is behind this member's, which may not lead itself (L9). It has no vote
+    /// from here, and need not wait for this member.
+    #[error("this member has the longer log, and may not lead")]
+    MayNotLead,
     /// No such kind of request.
     #[error("raft knows no request of kind {0}")]
     UnknownKind(u8),
@@ -53,6 +57,7 @@ pub(super) async fn answer(
     raft: &Raft,
     outbox: &Outbox,
     receiving: &Mutex<Option<Receiving>>,
+    may_lead: bool,
     kind: u8,
     body: &[u8],
 ) -> Result<Bytes, RequestRefused> {
@@ -61,7 +66,13 @@ pub(super) async fn answer(
             let request: VoteRequest<u64> = decode(body)?;
             check_vote(&request.vote, false)?;
             check_ids(request.last_log_id.iter())?;
+            let asked_with = request.last_log_id;
             let answer = raft.vote(request).await.map_err(stopped)?;
+            // A candidate that hears of a longer log waits for its holder to campaign: this one will
+            // not, and two that wait for it alike would go on colliding.
+            if !may_lead && !answer.vote_granted && answer.last_log_id > asked_with {
+                return Err(RequestRefused::MayNotLead);
+            }
             Ok(encode(&answer)?)
         }
         KIND_APPEND => {

@@ -160,6 +160,7 @@ impl RaftDriver {
             changing: false,
             stale_looks: 0,
             campaigned_in: 0,
+            campaigns: 0,
             elect_in: 0,
         };
         let mut tasks = JoinSet::new();
@@ -261,7 +262,9 @@ impl RaftRequests {
     /// Answers a request of another member: the body of the answer.
     pub async fn on_request(&self, kind: u8, body: Bytes) -> Result<Bytes, RequestRefused> {
         let raft = self.0.raft.get().ok_or(RequestRefused::NotReady)?;
-        inbound::answer(raft, &self.0.outbox, &self.0.receiving, kind, &body).await
+        let (outbox, receiving) = (&self.0.outbox, &self.0.receiving);
+        let may_lead = self.0.outgoing.may_lead();
+        inbound::answer(raft, outbox, receiving, may_lead, kind, &body).await
     }
 }
 
@@ -277,6 +280,8 @@ struct Clerk {
     stale_looks: u32,
     /// The term of this member's last campaign that did not end in a leader.
     campaigned_in: u64,
+    /// This member's campaigns since there was a leader.
+    campaigns: u32,
     /// Looks until it may campaign again.
     elect_in: u32,
 }
@@ -465,7 +470,8 @@ impl Clerk {
     }
 
     /// openraft draws a member's election timeout once for its whole life. Two that have drawn nearly
-    /// the same would split every vote, so one whose campaign found no majority waits a random while.
+    /// the same would split every vote, so one whose campaign found no majority waits a random while,
+    /// of up to twice as long with each campaign: one that saw a longer log waits a second anyway.
     fn pace_elections(&mut self, raft: &Raft, now: &RaftMetrics<u64, EmptyNode>) {
         if self.elect_in > 0 {
             self.elect_in -= 1;
@@ -477,8 +483,13 @@ impl Clerk {
             let mut random = [0];
             // Without randomness the pause is the shortest one.
             let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK);
-            self.elect_in = 1 + u32::from(random[0]) % ELECT_PAUSE_LOOKS;
+            let longest = ELECT_PAUSE_LOOKS << self.campaigns.min(ELECT_PAUSE_DOUBLINGS);
+            self.campaigns += 1;
+            self.elect_in = 1 + u32::from(random[0]) % longest;
             raft.runtime_config().elect(false);
+        }
+        if now.current_leader.is_some() {
+            self.campaigns = 0;
         }
     }
 }
@@ -602,6 +613,10 @@ const STALE_LOOKS_MAX: u32 = 5;
 
 /// The longest pause after a campaign that found no majority, in looks: an election's timeout.
 const ELECT_PAUSE_LOOKS: u32 = 4;
+
+/// After so many campaigns the longest pause grows no more: 3.2 s, twice what openraft lets a member
+/// wait that saw a longer log.
+const ELECT_PAUSE_DOUBLINGS: u32 = 3;
 
 /// Orders that wait: two seconds' worth of a leader in trouble. What does not fit is ordered again.
 const ORDERS_MAX: usize = 1_024;

@@ -184,8 +184,18 @@ impl Cluster {
         let shown = tokio::time::timeout(PATIENCE, heard.wait_for(shows)).await;
         match shown {
             Ok(shown) => shown.unwrap().clone(),
-            Err(_) => panic!("store {store} never shows that {what}"),
+            Err(_) => panic!("store {store} never shows that {what}: {}", self.stand()),
         }
+    }
+
+    /// How Raft stands on every member, for who reads of a failure.
+    fn stand(&self) -> String {
+        let up = self.up.lock().unwrap();
+        let said = up.iter().filter_map(|(store, driver)| {
+            let raft = driver.shared.raft.get()?;
+            Some(format!("\n{store}: {}", *raft.metrics().borrow()))
+        });
+        said.collect()
     }
 
     async fn leader(&self) -> u64 {
@@ -417,6 +427,35 @@ async fn a_leader_that_may_not_lead_falls_silent_and_another_is_elected() {
     cluster.member(old).may_lead(true);
     cluster.commit(registration(9), &[1, 2, 3], knows(9)).await;
     cluster.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_longer_log_that_may_not_lead_keeps_no_candidate_waiting() {
+    let cluster = Cluster::of_three().await;
+    let old = cluster.leader().await;
+    cluster.cut.lock().unwrap().insert(StoreId(old));
+    cluster.member(old).propose(entry(registration(77)));
+    let of_77 = |heard: &Heard| {
+        let mut facts = heard.held.values();
+        facts.any(|(_, fact)| matches!(fact, Fact::Live { node, .. } if node.0 == 77))
+    };
+    cluster.until(old, "it holds the fact", of_77).await;
+    cluster.member(old).may_lead(false);
+    // The lease of a leader is over: it would refuse for that alone.
+    let lease = Duration::from_millis(2 * ELECTION_MILLIS_MAX);
+    tokio::time::sleep(lease).await;
+    let candidate = openraft::Vote::new(9, (old + 1) % 3 + 1);
+    let ask = || {
+        let request = openraft::raft::VoteRequest::new(candidate, None);
+        let body = super::log::encode(&request).unwrap();
+        let member = cluster.member(old);
+        async move { member.requests().on_request(KIND_VOTE, body).await }
+    };
+    assert_eq!(ask().await, Err(RequestRefused::MayNotLead));
+    cluster.member(old).may_lead(true);
+    let answer = ask().await.unwrap();
+    let answer: openraft::raft::VoteResponse<u64> = super::log::decode(&answer).unwrap();
+    assert!(!answer.vote_granted);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
