@@ -189,6 +189,7 @@ fn start(
     let thread = ReplicaThread::start(
         Box::new(open.records),
         SESSION,
+        None,
         Box::new(answer),
         Box::new(failed),
     );

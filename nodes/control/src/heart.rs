@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -30,11 +31,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use understudy_protocol::cluster::lease::{LeaseHolder, LeaseVoter, holder, voter};
 use understudy_protocol::id::{IncarnationId, NodeId, StoreId};
+use understudy_protocol::journal::{HolderStart, Recorded, VoterStart};
 use understudy_protocol::machine::Machine;
 use understudy_protocol::time::Time;
 use understudy_protocol::wire::heart::{DeathNote, HeartMessage, Report, Sighting, Ttl};
 use understudy_supervision::clock;
 
+use crate::journal;
 use crate::realtime;
 
 /// The way to other hearts. Lives on the heart's own runtime.
@@ -61,6 +64,8 @@ pub struct HeartConfig {
     pub limit: Ttl,
     /// How long it takes to kill every helper, taken off the lease (L2).
     pub kill_time: Duration,
+    /// Where the machines' event logs go, if they are kept.
+    pub journal: Option<PathBuf>,
 }
 
 /// What the heart does at once, on its own thread. None of these may wait.
@@ -254,8 +259,8 @@ struct Heart<S> {
     config: HeartConfig,
     calls: HeartCalls,
     socket: S,
-    holder: LeaseHolder,
-    voter: LeaseVoter,
+    holder: Recorded<LeaseHolder>,
+    voter: Recorded<LeaseVoter>,
     shared: Arc<Shared>,
     outputs: mpsc::Sender<HeartOutput>,
     /// What must reach the core, and had no room yet.
@@ -284,9 +289,19 @@ impl<S: HeartSocket> Heart<S> {
         asks: watch::Sender<u64>,
     ) -> Heart<S> {
         let now = clock::now();
+        let log = |name| journal::open(config.journal.as_deref(), name);
+        let holder = HolderStart {
+            node: config.node,
+            incarnation: config.incarnation,
+            kill_time: config.kill_time,
+        };
+        let voter = VoterStart {
+            store: config.store,
+            limit: config.limit,
+        };
         Heart {
-            holder: LeaseHolder::new(now, config.node, config.incarnation, config.kill_time),
-            voter: LeaseVoter::new(now, config.store, config.limit),
+            holder: Recorded::begin(now, holder, log("holder")),
+            voter: Recorded::begin(now, voter, log("voter")),
             config,
             calls,
             socket,

@@ -24,6 +24,7 @@ use understudy_protocol::cluster::replication::{
     Replica, ReplicaAction as Action, ReplicaEvent as Event, Write,
 };
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, Seq};
+use understudy_protocol::journal::{Recorded, ReplicaStart, Sink};
 use understudy_protocol::machine::Machine;
 use understudy_protocol::time::Time;
 use understudy_protocol::wire::codec::record_bytes_max;
@@ -59,7 +60,8 @@ pub type Answer = Box<dyn FnMut(NodeId, ReplicaAnswer) + Send>;
 pub type Failed = Box<dyn FnOnce(StoreError) + Send>;
 
 impl ReplicaThread {
-    /// Starts the thread. What the store held is read on it first.
+    /// Starts the thread. What the store held is read on it first. `log` hears every event of the
+    /// machine, if it is given.
     ///
     /// # Errors
     ///
@@ -67,6 +69,7 @@ impl ReplicaThread {
     pub fn start(
         store: Box<dyn CheckpointStore>,
         session: IncarnationId,
+        log: Option<Box<dyn Sink>>,
         answer: Answer,
         failed: Failed,
     ) -> std::io::Result<ReplicaThread> {
@@ -81,7 +84,7 @@ impl ReplicaThread {
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
-                let run = AssertUnwindSafe(|| Serving::run(store, session, answer, &waiting));
+                let run = AssertUnwindSafe(|| Serving::run(store, session, log, answer, &waiting));
                 let ended = catch_unwind(run).unwrap_or_else(|_| {
                     Err(StoreError::Failed {
                         reason: "the store's thread panicked".into(),
@@ -145,7 +148,7 @@ impl Drop for ReplicaThread {
 
 /// What runs on the thread.
 struct Serving {
-    replica: Replica,
+    replica: Recorded<Replica>,
     store: Box<dyn CheckpointStore>,
     answer: Answer,
 }
@@ -154,13 +157,17 @@ impl Serving {
     fn run(
         mut store: Box<dyn CheckpointStore>,
         session: IncarnationId,
+        log: Option<Box<dyn Sink>>,
         answer: Answer,
         queue: &Queue,
     ) -> Result<(), StoreError> {
-        let opened = store.opened()?;
-        let replica = Replica::open(store.store_id(), session, opened);
+        let start = ReplicaStart {
+            store: store.store_id(),
+            session,
+            opened: store.opened()?,
+        };
         let mut serving = Serving {
-            replica,
+            replica: Recorded::begin(clock::now(), start, log),
             store,
             answer,
         };

@@ -20,6 +20,7 @@ use understudy_config::Config;
 use understudy_control::core::{self, CoreConfig, CoreParts, CoreTask};
 use understudy_control::handle::Handle;
 use understudy_control::heart::{HeartCalls, HeartConfig, HeartError, HeartSocket, HeartThread};
+use understudy_control::journal;
 use understudy_control::raft::{Asked, RaftDriver, RaftNetwork, RequestFailed};
 use understudy_control::wakeups::{TTL_WAKEUPS, late_by};
 use understudy_gateway::{Reach, Token};
@@ -146,6 +147,7 @@ impl Node {
             error,
         })?;
 
+        let journal_folder = config.log.events.then(|| data.join("events"));
         let notes = data.join("notes");
         kept_notes(&notes).map_err(StartError::Notes)?;
         let (warden, death) = WardenClient::spawn(&exe, incarnation, &notes, Box::new(on_warden))
@@ -189,6 +191,7 @@ impl Node {
             let thread = ReplicaThread::start(
                 Box::new(open.records),
                 incarnation,
+                journal::open(journal_folder.as_deref(), "replica"),
                 Box::new(answer),
                 Box::new(failed),
             );
@@ -244,6 +247,7 @@ impl Node {
             store,
             limit: limit.get(),
             kill_time: KILL_TIME,
+            journal: journal_folder.clone(),
         };
         let feeder = warden.clone();
         let calls = HeartCalls {
@@ -279,10 +283,7 @@ impl Node {
             min_copies: config.checkpoint.min_copies,
             work_limit: WORK_LIMIT,
             passivate_after: PASSIVATE_AFTER,
-            journal: config
-                .log
-                .events
-                .then(|| config.node.data_dir.join("events")),
+            journal: journal_folder,
             fatal: Arc::new(|why| fatal(&why)),
         };
         let (handle, core) = core::start(

@@ -80,6 +80,7 @@ fn beat(number: u64) -> Beating {
         store: StoreId(number),
         limit: Ttl::LAN,
         kill_time: Duration::from_millis(50),
+        journal: None,
     };
     let make = move || {
         let socket = tokio::net::UdpSocket::from_std(socket).map_err(|error| error.to_string())?;
@@ -413,6 +414,7 @@ async fn a_heart_without_a_socket_is_said_and_a_stopped_one_asks_no_canary() {
         store: StoreId(1),
         limit: Ttl::LAN,
         kill_time: Duration::ZERO,
+        journal: None,
     };
     let none = || Err::<Datagrams, _>("the port is taken".to_owned());
     let error = HeartThread::start(config, calls(), none).err().unwrap();

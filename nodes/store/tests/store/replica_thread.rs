@@ -26,6 +26,7 @@ fn start(store: Box<dyn CheckpointStore>) -> Bench {
     let thread = ReplicaThread::start(
         store,
         SESSION,
+        None,
         Box::new(move |to, said| {
             assert_eq!(to, OWNER);
             answer.send(said).unwrap();
