@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
+use understudy_protocol::journal::replay;
 use understudy_tests::cluster::{Cluster, Options};
 use understudy_tests::http::Called;
 
@@ -96,6 +97,58 @@ async fn a_stopped_node_holds_up_who_asks_it_for_no_longer_than_the_deadline() -
     cluster.resume(victim)?;
     undrain(&cluster, leader, victim)?;
     end(&mut cluster).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_every_machine_did_comes_out_again_from_its_event_log() -> Result<()> {
+    let options = Options {
+        config: "[log]\nevents = \"on\"\n".into(),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start(exe(), options).await?;
+    let (client, limit) = (cluster.client().clone(), Duration::from_secs(10));
+    let urls = cluster.urls();
+    let count = async |key: &str| {
+        for nth in 0..30 {
+            let child = format!("demo/counter/{nth}");
+            let called = client.call(&urls[nth % 3], &child, Some(key), "add 1", limit);
+            assert!(matches!(called.await, Called::Answered(_)));
+        }
+    };
+    count("before").await;
+    let victim = cluster.leader().await?;
+    cluster.kill(victim)?;
+    cluster.spawn(victim)?;
+    cluster.wait_whole(WHOLE).await?;
+    count("after").await;
+    end(&mut cluster).await?;
+
+    let machines = [
+        "agent",
+        "caller",
+        "controller",
+        "holder",
+        "replica",
+        "voter",
+    ];
+    for nth in 0..cluster.size() {
+        let folder = cluster.data_dir(nth).join("events");
+        for machine in machines {
+            let mut starts = vec![format!("{machine}.log")];
+            if nth == victim {
+                // The kill ended this one in the middle of whatever it was at.
+                starts.push(format!("{machine}.previous.log"));
+            }
+            for name in starts {
+                let file = folder.join(name);
+                let log = std::fs::read(&file).with_context(|| file.display().to_string())?;
+                let replayed = replay(&log, &mut |_| {});
+                let replayed = replayed.with_context(|| file.display().to_string())?;
+                assert!(replayed.events > 10, "{}: {replayed:?}", file.display());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Every other node can ask this one: each does, and its events show it. A drain is asked for and

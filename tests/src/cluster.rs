@@ -136,12 +136,13 @@ impl Cluster {
     }
 
     /// Forms the cluster: what `understudy cluster init` does.
-    pub async fn form(&self) -> Result<()> {
+    pub async fn form(&mut self) -> Result<()> {
         let server = self.url(0);
         let began = Instant::now();
         for nth in 0..self.nodes.len() {
             while !self.client.is_up(&self.url(nth)).await {
-                if began.elapsed() > START_LIMIT {
+                // One that has ended, say over its configuration, never will.
+                if !self.runs(nth) || began.elapsed() > START_LIMIT {
                     bail!(
                         "node {} does not answer; its log: {}",
                         self.name(nth),
