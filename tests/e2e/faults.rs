@@ -241,6 +241,32 @@ async fn nodes_that_are_terminated_in_turn_drain_and_no_caller_is_refused() -> R
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn three_that_are_terminated_at_once_end_in_order_and_forget_nothing() -> Result<()> {
+    let fault = "SIGTERM of all three at once";
+    let mut story = Story::begin(Options::default()).await?;
+    let began = Instant::now();
+    for nth in 0..3 {
+        story.cluster.ask_to_end(nth)?;
+    }
+    for nth in 0..3 {
+        let code = story.cluster.wait_end(nth, bound(fault)).await?;
+        assert_eq!(code, Some(0), "{}", story.cluster.log(nth));
+    }
+    let ended = began.elapsed();
+    for nth in 0..3 {
+        story.cluster.spawn(nth)?;
+    }
+    let all: Vec<usize> = (0..COUNTERS).collect();
+    let took = story.all_answer(&all, bound(fault)).await?;
+    say(
+        fault,
+        format!("all had ended after {ended:?}; every counter answered {took:?} after the start"),
+    );
+    story.whole().await?;
+    story.end().await.map(drop)
+}
+
 impl Story {
     async fn is_quarantined(&self, child: &str) -> Result<bool> {
         let units = self.units().await?;

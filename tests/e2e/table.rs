@@ -14,7 +14,7 @@ pub(crate) struct Row {
 }
 
 /// Every row.
-pub(crate) const TABLE: [Row; 20] = [
+pub(crate) const TABLE: [Row; 21] = [
     row(
         "kill -9 of the owner of most",
         "its units are served elsewhere",
@@ -53,6 +53,11 @@ pub(crate) const TABLE: [Row; 20] = [
     row(
         "SIGTERM of each in turn, callers at work",
         "drains, ends with 0; no caller is refused",
+        RESTARTED,
+    ),
+    row(
+        "SIGTERM of all three at once",
+        "each ends with 0; everything acknowledged is there",
         RESTARTED,
     ),
     row(

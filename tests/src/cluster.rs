@@ -312,9 +312,13 @@ impl Cluster {
 
     /// SIGTERM, and waits for the end; its exit status.
     pub async fn terminate(&mut self, nth: usize, limit: Duration) -> Result<Option<i32>> {
-        let pid = self.pid(nth).context("it does not run")?;
-        process::signal(pid, Signal::TERM)?;
+        self.ask_to_end(nth)?;
         self.wait_end(nth, limit).await
+    }
+
+    /// SIGTERM, and goes on.
+    pub fn ask_to_end(&self, nth: usize) -> Result<()> {
+        process::signal(self.pid(nth).context("it does not run")?, Signal::TERM)
     }
 
     /// Waits until a node's process has ended by itself; its exit code, none after a signal.

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub struct Node {
     /// Ended when it is dropped: what was not heard is sent by the next start.
     resends: JoinSet<()>,
     stop_gateway: oneshot::Sender<()>,
+    /// It was told to stop: whatever ends it now ends it in order.
+    stopping: Arc<AtomicBool>,
     warden: WardenClient,
     config: Config,
     http: SocketAddr,
@@ -250,11 +253,15 @@ impl Node {
             journal: journal_folder.clone(),
         };
         let feeder = warden.clone();
+        let stopping = Arc::new(AtomicBool::new(false));
         let calls = HeartCalls {
             feed: Box::new(move |until| {
                 let _ = feeder.feed(until);
             }),
-            lapsed: Box::new(|| fatal("the lease has lapsed (L6)")),
+            lapsed: Box::new({
+                let stopping = stopping.clone();
+                move || lapsed(stopping.load(Ordering::Relaxed))
+            }),
             abort: Arc::new(fatal),
         };
         let own = identity.clone();
@@ -343,6 +350,7 @@ impl Node {
             tasks,
             resends,
             stop_gateway,
+            stopping,
             warden,
             config,
             http,
@@ -357,7 +365,11 @@ impl Node {
     }
 
     /// Moves this node's units to others, as far as there are others to move them to and time allows.
+    ///
+    /// From here on the end of the lease is no failure: all nodes of a cluster may be told to stop at
+    /// once, and the last of them have nobody left who could promise them anything.
     pub async fn drain(&self, patience: Duration) -> bool {
+        self.stopping.store(true, Ordering::Relaxed);
         let node = self.handle.view().node;
         if !has_elsewhere(&self.handle, node) {
             return false;
@@ -483,10 +495,24 @@ fn on_warden(event: WardenEvent) {
     }
 }
 
-/// Ends the process at once: nothing of it may run on, whatever its threads are doing. The warden
-/// kills the helpers and proves the death.
+/// The lease is over before the node has ended by itself (L6).
+fn lapsed(stopping: bool) {
+    if stopping {
+        info!("has stopped: too few other nodes were left to hand its units to; its records stand");
+        end(0);
+    }
+    fatal("the lease has lapsed (L6)");
+}
+
+/// Something on which all rests is broken: whoever keeps the node running starts it again.
 fn fatal(why: &str) {
     error!("{why}; the process ends, to be started again");
+    end(EXIT_FATAL)
+}
+
+/// Ends the process at once: nothing of it may run on, whatever its threads are doing. The warden
+/// kills the helpers and proves the death.
+fn end(code: i32) -> ! {
     // Another thread may hold what an orderly exit waits for.
     let _ = std::thread::Builder::new().spawn(|| {
         #[allow(clippy::disallowed_methods)] // nothing is waited for but the end itself
@@ -496,7 +522,7 @@ fn fatal(why: &str) {
     });
     // No destructor may run on: the warden kills what is left.
     #[allow(clippy::disallowed_methods)]
-    std::process::exit(EXIT_FATAL)
+    std::process::exit(code)
 }
 
 /// The heart's way to other hearts.
