@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use understudy_protocol::journal::replay;
-use understudy_tests::cluster::{Cluster, Options};
+use understudy_tests::cluster::{Cluster, Options, items};
 use understudy_tests::http::Called;
 
 use crate::exe;
@@ -149,6 +149,54 @@ async fn what_every_machine_did_comes_out_again_from_its_event_log() -> Result<(
         }
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn children_are_listed_wherever_they_are_and_a_silent_node_is_named() -> Result<()> {
+    let mut cluster = Cluster::start(exe(), Options::default()).await?;
+    let (client, limit) = (cluster.client().clone(), Duration::from_secs(10));
+    let url = cluster.url(0);
+    let mut wanted = Vec::new();
+    for nth in 0..30 {
+        let child = format!("demo/counter/{nth:02}");
+        let called = client.call(&url, &child, None, "add 1", limit);
+        assert!(matches!(called.await, Called::Answered(_)));
+        wanted.push(child);
+    }
+    // One that was only asked has no records, and is no more than a name.
+    let called = client.call(&url, "demo/counter/none", None, "get", limit);
+    assert!(matches!(called.await, Called::Answered(_)));
+    let (leader, third) = (cluster.leader().await?, cluster.size() - 1);
+    cluster.give(third, 10).await?;
+
+    let mut listed = Vec::new();
+    let mut path = "/v1/children?kind=counter&limit=7".to_owned();
+    loop {
+        let page = client.get(&cluster.url(0), &path).await?;
+        listed.extend(items(&page).map(|child| child["id"].as_str().unwrap().to_owned()));
+        match page["next"].as_str() {
+            Some(next) => path = format!("/v1/children?kind=counter&limit=7&after={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(listed, wanted);
+    let printed = cli(&cluster, third, &["child", "list", "--tenant", "demo"])?;
+    assert!(
+        wanted.iter().all(|child| printed.contains(child)),
+        "{printed}"
+    );
+    let other = client
+        .get(&cluster.url(0), "/v1/children?tenant=nobody")
+        .await?;
+    assert_eq!(items(&other).count(), 0);
+
+    let stopped = (leader + 1) % 3;
+    cluster.pause(stopped)?;
+    let page = client.get(&cluster.url(leader), "/v1/children").await?;
+    assert_eq!(page["silent"], json!([cluster.name(stopped)]), "{page}");
+    cluster.resume(stopped)?;
+    cluster.wait_whole(WHOLE).await?;
+    end(&mut cluster).await
 }
 
 /// Every other node can ask this one: each does, and its events show it. A drain is asked for and

@@ -31,7 +31,7 @@ use understudy_protocol::cluster::caller::{self, Caller};
 use understudy_protocol::cluster::controller::{self, Controller};
 use understudy_protocol::cluster::directory::{Command, Directory, Entry, Formation, Registration};
 use understudy_protocol::cluster::lease::{holder, voter};
-use understudy_protocol::id::{ChildId, LogId, NodeId, StoreId, Term, UnitId};
+use understudy_protocol::id::{ChildId, LogId, NodeId, Seq, StoreId, Term, UnitId};
 use understudy_protocol::journal::Recorded;
 use understudy_protocol::machine::Machine;
 use understudy_protocol::supervision::Exit;
@@ -47,6 +47,7 @@ use crate::agents::ExitNotice;
 use crate::events::Events;
 use crate::handle::{Answered, Ask, CallError, FormError, Peer, View};
 use crate::heart::{HeartHandle, HeartInput, HeartOutput};
+use crate::listing::ChildrenOf;
 use crate::raft::{RaftDriver, RaftEvent};
 use outlet::Outlet;
 
@@ -104,6 +105,10 @@ pub(crate) enum Input {
     Confirmed(Confirmed),
     Forwarded(Command),
     Reported(Report),
+    Children {
+        of: ChildrenOf,
+        answer: oneshot::Sender<Vec<(ChildId, Seq)>>,
+    },
 }
 
 /// The receiving ends, apart from the core so that it can be borrowed while one is waited for.
@@ -424,6 +429,10 @@ impl Core {
                 self.tell_controller(controller::Event::Forwarded(command));
             }
             Input::Reported(report) => self.tell_controller(controller::Event::Reported(report)),
+            Input::Children { of, answer } => {
+                // Whoever asked may have gone.
+                let _ = answer.send(of.here(&self.agent));
+            }
         }
     }
 
@@ -448,6 +457,14 @@ impl Core {
     fn on_ask(&mut self, ask: Ask) {
         match ask {
             Ask::Propose(command) => self.propose(command),
+            Ask::Children { of, answer } => {
+                let here = of.here(&self.agent);
+                let directory = self.controller.directory();
+                let nodes = directory.nodes().iter();
+                let live = nodes.filter(|(_, node)| node.incarnation.is_some() && node.works);
+                let live = live.map(|(id, _)| *id).collect();
+                self.outlet.children(of, here, live, answer);
+            }
             Ask::Form { single, answer } => {
                 let formation = self.formation(single);
                 let formed = formation.map(|formation| {

@@ -16,6 +16,7 @@ use understudy_protocol::time::Time;
 
 use crate::agents::Agents;
 use crate::events::{EventStream, Events};
+use crate::listing::{Children, ChildrenOf};
 
 /// A node, for whoever lives in its process. Cheap to clone.
 #[derive(Clone)]
@@ -177,6 +178,11 @@ pub enum Ask {
     },
     /// See [`Handle::propose`].
     Propose(Command),
+    /// See [`Handle::children`].
+    Children {
+        of: ChildrenOf,
+        answer: oneshot::Sender<Children>,
+    },
     /// See [`Handle::form`].
     Form {
         single: bool,
@@ -288,6 +294,17 @@ impl Handle {
         Err(ProposeError::TimedOut(patience))
     }
 
+    /// Which children have records, wherever they are: every live node is asked. Takes
+    /// [`CHILDREN_PATIENCE`] at most; who has not answered by then is named.
+    pub async fn children(&self, of: ChildrenOf) -> Result<Children, CallError> {
+        let (answer, answered) = oneshot::channel();
+        let asked = self.asks.send(Ask::Children { of, answer }).await;
+        asked.map_err(|_| CallError::Stopping)?;
+        answered.await.map_err(|_| CallError::Overloaded {
+            retry_after: RETRY_AFTER,
+        })
+    }
+
     /// Forms the cluster of this node and its seeds, or of this node alone. Once: nodes never form
     /// one by themselves.
     pub async fn form(&self, single: bool) -> Result<(), FormError> {
@@ -315,3 +332,6 @@ const PROPOSE_AGAIN: Duration = Duration::from_millis(500);
 
 /// How long the first election and the first entry may take.
 const FORM_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long the other nodes may take to say which children they have: what a person waits for.
+pub const CHILDREN_PATIENCE: Duration = Duration::from_secs(2);

@@ -13,6 +13,7 @@ pub mod events;
 pub mod handle;
 pub mod heart;
 pub mod journal;
+pub mod listing;
 pub mod raft;
 mod realtime;
 pub mod wakeups;

@@ -17,6 +17,29 @@ pub struct List<T> {
     pub next: Option<String>,
 }
 
+/// A page of children.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Children {
+    /// Those that have records, in the order of their ids.
+    pub items: Vec<ListedChild>,
+    /// Where the next page begins (`?after=`); none on the last.
+    pub next: Option<String>,
+    /// Nodes that did not answer in time: what they own is not on this page.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub silent: Vec<String>,
+}
+
+/// A child that has records.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedChild {
+    /// `tenant/kind/key`, with a leading `@` if it has a unit of its own.
+    pub id: String,
+    /// Who owns it.
+    pub node: String,
+    /// The number of its last record.
+    pub record: u64,
+}
+
 /// The cluster, as one node sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the fields are named for what they hold

@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use understudy_control::handle::{Handle, View};
+use understudy_control::listing::{ChildrenOf, LISTED_MAX};
 use understudy_protocol::id::NodeId;
 use understudy_protocol::wire::envelope::KEY_BYTES_MAX;
 use understudy_protocol::wire::record::BODY_BYTES_MAX;
@@ -79,6 +80,7 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         .route("/units/{unit}/move", post(change::move_to))
         .route("/tree", get(tree))
         .route("/events", get(follow))
+        .route("/children", get(children))
         .route("/children/{tenant}/{kind}/{key}/call", post(call))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
@@ -266,6 +268,34 @@ async fn follow(
         gateway.stop.clone(),
         place,
     ))
+}
+
+/// Which children to list.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WhichChildren {
+    kind: Option<String>,
+    tenant: Option<String>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+async fn children(
+    State(gateway): State<Gateway>,
+    Params(which): Params<WhichChildren>,
+) -> Result<Json<api::Children>, Problem> {
+    gateway.formed()?;
+    if let Some(after) = &which.after {
+        params::child(after)?;
+    }
+    let of = ChildrenOf {
+        tenant: which.tenant,
+        kind: which.kind,
+        after: which.after,
+        limit: which.limit.unwrap_or(LISTED_MAX),
+    };
+    let children = gateway.handle.children(of).await?;
+    Ok(Json(show::children(&gateway.handle.view(), &children)))
 }
 
 /// How long a call may take.

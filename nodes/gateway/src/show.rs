@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_control::handle::View;
+use understudy_control::listing::{Children, Listed};
 use understudy_protocol::cluster::controller::translate;
 use understudy_protocol::cluster::directory::{
     Directory, Member, NodeEntry, ROOT, Run, SupervisorEntry, UnitEntry,
@@ -63,6 +64,23 @@ pub fn cluster(view: &View) -> api::Cluster {
             })
             .collect(),
         missing_seeds: view.missing_seeds.clone(),
+    }
+}
+
+/// A page of children.
+pub fn children(view: &View, children: &Children) -> api::Children {
+    let name = |node: &NodeId| node_name(&view.directory, *node);
+    let item = |listed: &Listed| api::ListedChild {
+        id: listed.child.to_string(),
+        node: name(&listed.node),
+        record: listed.seq.0,
+    };
+    let last = children.items.last();
+    let next = last.filter(|_| children.more);
+    api::Children {
+        items: children.items.iter().map(item).collect(),
+        next: next.map(|listed| listed.child.to_string()),
+        silent: children.silent.iter().map(name).collect(),
     }
 }
 

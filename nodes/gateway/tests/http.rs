@@ -182,6 +182,25 @@ async fn a_node_is_ready_only_when_the_cluster_is_formed() {
 }
 
 #[tokio::test]
+async fn children_come_in_pages_and_who_did_not_answer_is_named() {
+    let served = Served::formed().await;
+    let page = served.get("/v1/children?kind=counter&limit=1").await;
+    let listed = json!({ "id": "t1/counter/a", "node": "a", "record": 3 });
+    assert_eq!(page["items"], json!([listed]));
+    assert_eq!(
+        (&page["next"], &page["silent"]),
+        (&json!("t1/counter/a"), &json!(["a"]))
+    );
+    let page = served.get("/v1/children?after=t1/counter/a").await;
+    assert_eq!((&page["items"], &page["next"]), (&json!([]), &Value::Null));
+    for bad in ["/v1/children?after=no", "/v1/children?knd=counter"] {
+        let response = served.send(Method::GET, bad, None).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{bad}");
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn nodes_and_units_are_found_by_each_of_their_names() {
     let served = Served::formed().await;
     let nodes = served.get("/v1/nodes").await;

@@ -8,7 +8,7 @@ use std::future::{Future, ready};
 use std::pin::Pin;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::debug;
 
 use understudy_protocol::cluster::directory::Entry;
@@ -19,6 +19,7 @@ use understudy_protocol::wire::replica::ReplicaRequest;
 use understudy_transport::net::{Full, Hello, Inbox, PeerChange, PeerStream, RequestRefused};
 
 use super::Input;
+use crate::listing::{self, ChildrenOf};
 use crate::raft::{self, RaftRequests};
 
 /// The receiving side of one node.
@@ -80,6 +81,10 @@ impl CoreInbox {
     }
 }
 
+fn decode_children(body: &[u8]) -> Result<ChildrenOf, RequestRefused> {
+    postcard::from_bytes(body).map_err(|error| RequestRefused::Failed(error.to_string()))
+}
+
 fn unreadable(error: DecodeError) -> RequestRefused {
     RequestRefused::Failed(error.to_string())
 }
@@ -97,6 +102,19 @@ impl Inbox for CoreInbox {
         match kind {
             PROPOSAL => Box::pin(ready(self.proposal(&body))),
             REPORT => Box::pin(ready(self.report(&body))),
+            CHILDREN => {
+                let (answer, answered) = oneshot::channel();
+                let put = decode_children(&body).and_then(|of| {
+                    let input = Input::Children { of, answer };
+                    let put = self.lanes.try_send(input);
+                    put.map_err(|_| RequestRefused::Full)
+                });
+                Box::pin(async move {
+                    put?;
+                    let said = answered.await.map_err(|_| RequestRefused::Full)?;
+                    Ok(listing::encode(said).into())
+                })
+            }
             kind => {
                 let raft = self.raft.clone();
                 Box::pin(async move {
@@ -134,3 +152,6 @@ pub(super) const PROPOSAL: u8 = 4;
 
 /// A voter's report on the truth plane (L5).
 pub(super) const REPORT: u8 = 5;
+
+/// Which children the node has ([`ChildrenOf`]).
+pub(super) const CHILDREN: u8 = 6;

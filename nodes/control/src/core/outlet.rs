@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use understudy_protocol::cluster::directory::{Command, Directory, Entry};
 use understudy_protocol::cluster::lease::voter;
-use understudy_protocol::id::{IncarnationId, NodeId, StoreId, UnitId};
+use understudy_protocol::id::{ChildId, IncarnationId, NodeId, Seq, StoreId, UnitId};
 use understudy_protocol::time::ClusterTime;
 use understudy_protocol::wire::codec::{Message, encode_frame};
 use understudy_protocol::wire::envelope::{Confirmed, Envelope, Outcome, Reply};
@@ -23,9 +25,11 @@ use understudy_protocol::wire::replica::{ReplicaAnswer, ReplicaRequest};
 use understudy_store::{LimitFile, ReplicaThread};
 use understudy_transport::net::{Hello, Lane, Net, SendError};
 
-use super::inbox::{PROPOSAL, REPORT};
+use super::inbox::{CHILDREN, PROPOSAL, REPORT};
 use super::start::Warden;
+use crate::handle::CHILDREN_PATIENCE;
 use crate::heart::{HeartHandle, HeartInput};
+use crate::listing::{self, Children, ChildrenOf};
 
 /// Everything that leaves the core.
 pub(super) struct Outlet {
@@ -132,6 +136,43 @@ impl Outlet {
     /// A voter's report on the truth plane (L5).
     pub(super) fn report(&mut self, leader: NodeId, report: Report) {
         self.request(leader, REPORT, &HeartMessage::Report(report));
+    }
+
+    /// Asks the other live nodes which children they have, and answers with what all have.
+    pub(super) fn children(
+        &mut self,
+        of: ChildrenOf,
+        here: Vec<(ChildId, Seq)>,
+        live: Vec<NodeId>,
+        answer: oneshot::Sender<Children>,
+    ) {
+        while self.tasks.try_join_next().is_some() {}
+        // Who is not answered hears that the node has too much to do.
+        if self.tasks.len() >= REQUESTS_MAX {
+            return;
+        }
+        let Ok(body) = postcard::to_stdvec(&of) else {
+            return;
+        };
+        let (me, net) = (self.me, self.net.clone());
+        let body = Bytes::from(body);
+        self.tasks.spawn(async move {
+            let others = live.into_iter().filter(|node| *node != me);
+            let asked = others.map(|node| {
+                let asked = net.request(node, CHILDREN, body.clone(), CHILDREN_PATIENCE);
+                async move { (node, asked.await) }
+            });
+            let mut said = vec![(me, here)];
+            let mut silent = Vec::new();
+            for (node, answered) in join_all(asked).await {
+                match answered.ok().and_then(|body| listing::decode(&body)) {
+                    Some(found) => said.push((node, found)),
+                    None => silent.push(node),
+                }
+            }
+            // Whoever asked may have gone.
+            let _ = answer.send(Children::page(&of, said, silent));
+        });
     }
 
     fn request<T: Message>(&mut self, to: NodeId, kind: u8, message: &T) {

@@ -9,10 +9,11 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use understudy_control::handle::{Answered, Ask, CallError, FormError, View};
+use understudy_control::listing::{Children, Listed};
 use understudy_protocol::cluster::directory::{
     Action, Claim, Command, Directory, Entry, Event, Formation, Grant, Registration, Run,
 };
-use understudy_protocol::id::{IncarnationId, LogId, NodeId, Seq, StoreId, Term};
+use understudy_protocol::id::{ChildId, IncarnationId, LogId, NodeId, Seq, StoreId, Term};
 use understudy_protocol::machine::Machine as _;
 use understudy_protocol::time::{ClusterTime, Time};
 use understudy_protocol::wire::heart::{DeathDigest, Ttl};
@@ -39,6 +40,20 @@ pub(crate) async fn core(mut asked: mpsc::Receiver<Ask>, shown: watch::Sender<Ar
     while let Some(ask) = asked.recv().await {
         match ask {
             Ask::Propose(command) => apply(&mut directory, command),
+            Ask::Children { of, answer } => {
+                let child = ChildId::parse("t1/counter/a").unwrap();
+                let listed = Listed {
+                    child,
+                    seq: Seq(3),
+                    node: NodeId(1),
+                };
+                let after_it = of.after.is_some_and(|after| *after >= *"t1/counter/a");
+                let _ = answer.send(Children {
+                    items: if after_it { Vec::new() } else { vec![listed] },
+                    more: !after_it,
+                    silent: vec![NodeId(1)],
+                });
+            }
             Ask::Form { answer, .. } => {
                 let formed = directory.is_formed();
                 if !formed {

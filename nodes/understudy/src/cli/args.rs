@@ -97,6 +97,9 @@ pub enum Command {
     /// Where a unit is, and why
     #[command(subcommand)]
     Unit(Unit),
+    /// What is supervised, and has records
+    #[command(subcommand)]
+    Child(Child),
     /// The cluster's own certificates
     #[command(subcommand)]
     Ca(Ca),
@@ -304,6 +307,26 @@ pub enum Unit {
     Remove {
         /// Its id, or the child
         unit: String,
+    },
+}
+
+/// `understudy child`.
+#[derive(Clone, Debug, Subcommand)]
+#[command(after_help = "Example:
+  understudy child list --kind counter")]
+#[allow(missing_docs)]
+pub enum Child {
+    /// Every child that has records, and where it is
+    #[command(after_help = "Examples:
+  understudy child list
+  understudy child list --tenant t1 --kind counter --json")]
+    List {
+        /// Only those of this kind
+        #[arg(long)]
+        kind: Option<String>,
+        /// Only those of this tenant
+        #[arg(long)]
+        tenant: Option<String>,
     },
 }
 

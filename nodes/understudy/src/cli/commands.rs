@@ -10,7 +10,7 @@ use reqwest::Method;
 
 use understudy_gateway::{CALL_BODY_MAX, api, events, params};
 
-use super::args::{Ca, Call, Cli, Cluster, Command, Events, Node, Store, Unit};
+use super::args::{Ca, Call, Child, Cli, Cluster, Command, Events, Node, Store, Unit};
 use super::client::{Ask, Client, segment};
 use super::{Exit, Failure, Screen, print, sse};
 use crate::run;
@@ -58,6 +58,13 @@ pub(super) async fn run(cli: &Cli, screen: &mut Screen<'_>) -> Result<Vec<u8>, F
             asked.show(&ask, print::drained).await
         }
         Command::Unit(unit) => units(&asked, unit).await,
+        Command::Child(Child::List { kind, tenant }) => {
+            let children = every_child(&asked, kind, tenant).await?;
+            if asked.json {
+                return Ok(line(serde_json::to_vec(&children).unwrap_or_default()));
+            }
+            Ok(print::children(&children, asked.columns).into_bytes())
+        }
         Command::Tree { all } => {
             let columns = asked.columns;
             let shown = |root: &api::Supervisor| print::tree(root, *all, columns);
@@ -134,14 +141,51 @@ async fn units(asked: &Asked, unit: &Unit) -> Result<Vec<u8>, Failure> {
     }
 }
 
+fn query(filters: &[(&str, &Option<String>)]) -> Vec<String> {
+    let given = filters
+        .iter()
+        .filter_map(|(name, value)| Some(format!("{name}={}", segment(value.as_deref()?))));
+    given.collect()
+}
+
+/// All pages as one.
+async fn every_child(
+    asked: &Asked,
+    kind: &Option<String>,
+    tenant: &Option<String>,
+) -> Result<api::Children, Failure> {
+    let filters = query(&[("kind", kind), ("tenant", tenant)]);
+    let mut all = api::Children {
+        items: Vec::new(),
+        next: None,
+        silent: Vec::new(),
+    };
+    loop {
+        let mut query = filters.clone();
+        query.extend(
+            all.next
+                .iter()
+                .map(|after| format!("after={}", segment(after))),
+        );
+        let ask = Ask::get(format!("/v1/children?{}", query.join("&")));
+        let (page, _) = asked.client.read::<api::Children>(&ask).await?;
+        let grew = !page.items.is_empty();
+        all.items.extend(page.items);
+        all.silent.extend(page.silent);
+        all.next = page.next;
+        if all.next.is_none() || !grew {
+            all.silent.sort();
+            all.silent.dedup();
+            return Ok(all);
+        }
+    }
+}
+
 async fn every_unit(
     asked: &Asked,
     filters: &[(&str, &Option<String>)],
 ) -> Result<Vec<api::Unit>, Failure> {
-    let given = filters
-        .iter()
-        .filter_map(|(name, value)| Some(format!("{name}={}", segment(value.as_deref()?))));
-    let filters: Vec<String> = given.collect();
+    let filters = query(filters);
     let mut items: Vec<api::Unit> = Vec::new();
     let mut after: Option<String> = None;
     loop {

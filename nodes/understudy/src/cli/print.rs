@@ -110,6 +110,27 @@ pub fn nodes(nodes: &[api::Node], columns: usize) -> String {
     table.fit(columns)
 }
 
+/// `child list`.
+pub fn children(children: &api::Children, columns: usize) -> String {
+    let mut text = if children.items.is_empty() {
+        "No such child has records. One is made by its first call: understudy call --help\n".into()
+    } else {
+        let mut table = Table::under(&["CHILD", "NODE", "RECORD"]);
+        for child in &children.items {
+            let record = child.record.to_string();
+            table.row([child.id.clone(), child.node.clone(), record]);
+        }
+        table.fit(columns)
+    };
+    if !children.silent.is_empty() {
+        let silent = children.silent.join(", ");
+        text.push_str(&format!(
+            "{silent} did not answer: what it owns is not listed\n"
+        ));
+    }
+    text
+}
+
 /// `unit list`.
 pub fn units(units: &[api::Unit], columns: usize) -> String {
     if units.is_empty() {

@@ -54,6 +54,7 @@ fn every_command_is_understood() {
         "understudy unit create @t1/counter/a --restart transient --label zone=z1 --label gpu",
         "understudy unit move unit-3 b --wait 5s",
         "understudy unit remove @t1/counter/a",
+        "understudy child list --kind counter --tenant t1",
         "understudy ca init --cluster prod --dir ca",
         "understudy ca issue --dir ca --name a --address a:7600 --out a",
         "understudy store fsck /var/lib/understudy",

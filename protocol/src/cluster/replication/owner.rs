@@ -16,6 +16,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
+use core::ops::Bound;
 use core::time::Duration;
 
 use bytes::Bytes;
@@ -391,6 +392,21 @@ impl Owner {
         self.children
             .get(child)
             .map_or(Seq::ZERO, |log| log.tail.seq)
+    }
+
+    /// The children after `after` that have records here, in the order of their ids, and where the
+    /// chain of each ends. All of them once it serves; before that, those it has heard of.
+    pub fn children<'a>(
+        &'a self,
+        after: Option<&'a ChildId>,
+    ) -> impl Iterator<Item = (&'a ChildId, Seq)> {
+        let from = match after {
+            Some(after) => Bound::Excluded(after),
+            None => Bound::Unbounded,
+        };
+        let logs = self.children.range((from, Bound::Unbounded));
+        let logs = logs.map(|(child, log)| (child, log.tail.seq));
+        logs.filter(|(_, seq)| *seq > Seq::ZERO)
     }
 
     /// Up to where the child's chain is acknowledged.
