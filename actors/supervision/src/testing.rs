@@ -13,9 +13,10 @@
 //! | | `end` | it ends by itself, as if its work were done, after the answer |
 //! | | `break` | it ends by itself, abnormally, after the answer |
 //! | `testing-large` | `set KIB SEED` | its state is so much [`noise`] from now on, by an effect as long |
+//! | | `zeros KIB` | it is so many zeros, likewise |
 //! | | `patch AT KIB SEED` | so much noise stands in its state from the KiB `AT` on |
-//! | | `read AT KIB` | it answers this part of its state |
-//! | | `answer KIB SEED` | it answers so much noise, and takes a step |
+//! | | `read AT KIB` | it answers this part of its state, in hexadecimal digits |
+//! | | `answer KIB SEED` | it answers so much noise in hexadecimal digits, and takes a step |
 //!
 //! Each answers `alive` to everything else. The first three have no state; so that the directory's
 //! strikes and restarts are all that is left of them.
@@ -53,7 +54,11 @@ pub fn noise(kib: usize, seed: u64) -> Vec<u8> {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)).to_le_bytes()
     };
-    (0..kib * 128).flat_map(|_| next()).collect()
+    let mut noise = Vec::with_capacity(kib * 1024);
+    while noise.len() < kib * 1024 {
+        noise.extend_from_slice(&next());
+    }
+    noise
 }
 
 /// Runs the requests on a new child and, after each of them, starts another one from what is recorded:
@@ -151,6 +156,15 @@ impl Child for OnRequest {
     }
 }
 
+/// These bytes in hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
+    let digits = bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]);
+    digits.collect()
+}
+
 /// Its children's states are as long as they are told.
 struct Large;
 
@@ -199,6 +213,10 @@ impl Bulk {
                 let bytes = noise(kib(size)?, seed.parse().ok()?);
                 self.step(WHOLE, &bytes, b"set".to_vec())
             }
+            ["zeros", size] => {
+                let bytes = vec![0; size.parse::<u32>().ok()? as usize * 1024];
+                self.step(WHOLE, &bytes, b"set".to_vec())
+            }
             ["patch", at, size, seed] => {
                 let bytes = noise(kib(size)?, seed.parse().ok()?);
                 self.step(kib(at)? * 1024, &bytes, b"patched".to_vec())
@@ -206,11 +224,11 @@ impl Bulk {
             ["read", at, size] => {
                 let at = kib(at)? * 1024;
                 let part = self.0.get(at..at + kib(size)? * 1024)?;
-                Some(Handled::read(part.to_vec()))
+                Some(Handled::read(hex(part)))
             }
             ["answer", size, seed] => {
-                let answer = noise(kib(size)?, seed.parse().ok()?);
-                self.step(0, &[], answer)
+                let answer = hex(&noise(kib(size)?, seed.parse().ok()?));
+                self.step(0, &[], answer.into())
             }
             _ => Some(Handled::read("alive")),
         }

@@ -100,6 +100,14 @@ impl Content {
         }
     }
 
+    /// The bytes, where they are inline.
+    pub fn inline(&self) -> Option<&Bytes> {
+        match self {
+            Content::Inline(bytes) => Some(bytes),
+            Content::Pieces(_) => None,
+        }
+    }
+
     /// The pieces, where it is not inline.
     pub fn pieces(&self) -> Option<&Pieces> {
         match self {
@@ -189,10 +197,10 @@ impl Pieces {
     ///
     /// When a piece is missing or does not fit its place. Its content is not compared to its name:
     /// whoever keeps pieces does that.
-    pub fn join<'p>(
+    pub fn join<P: AsRef<[u8]>>(
         &self,
         names: &[PieceName],
-        piece: impl Fn(PieceName) -> Option<&'p [u8]>,
+        mut piece: impl FnMut(PieceName) -> Option<P>,
     ) -> Result<Bytes, NotTheValue> {
         if names.len() != self.count() {
             return Err(NotTheValue::BadList);
@@ -206,6 +214,7 @@ impl Pieces {
                 continue;
             }
             let piece = piece(*name).ok_or(NotTheValue::Missing(*name))?;
+            let piece = piece.as_ref();
             if piece.len() != wanted {
                 return Err(NotTheValue::BadPiece(*name));
             }
@@ -395,11 +404,11 @@ mod tests {
     fn what_is_missing_or_has_another_length_is_an_error_and_not_another_value() {
         let cut = Pieces::cut(&value(2 * PIECE_BYTES)).unwrap();
         let names = cut.pieces.names(None).unwrap();
-        let missing = cut.pieces.join(&names, |_| None);
+        let missing = cut.pieces.join::<Bytes>(&names, |_| None);
         assert_eq!(missing, Err(NotTheValue::Missing(names[0])));
         let bad = cut.pieces.join(&names, |_| Some(&b"short"[..]));
         assert_eq!(bad, Err(NotTheValue::BadPiece(names[0])));
-        let few = cut.pieces.join(&names[1..], |_| None);
+        let few = cut.pieces.join::<Bytes>(&names[1..], |_| None);
         assert_eq!(few, Err(NotTheValue::BadList));
 
         let listed = Pieces::cut(&value(65 * PIECE_BYTES)).unwrap().pieces;
