@@ -168,7 +168,14 @@ impl Shared {
             let names = self.names_of(&pieces, None, &|| {}).await?;
             self.pull(names.clone(), None, &|| {}).await?;
             let (chunks, of) = (self.config.chunks.clone(), pieces.clone());
-            let joined = move || of.join(&names, |name| chunks.get(name).ok());
+            let joined = move || {
+                let joined = of.join(&names, |name| chunks.get(name).ok());
+                if joined.is_err() {
+                    // One is damaged; reading them finds the others.
+                    names.iter().for_each(|name| drop(chunks.get(*name)));
+                }
+                joined
+            };
             let joined = tokio::task::spawn_blocking(joined).await;
             match joined.map_err(|error| refused(&error))? {
                 // It was there, and damaged: it is fetched from another node now.
@@ -283,3 +290,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Between two rounds.
 const LOOK_REST: Duration = Duration::from_secs(3_600);
+
+#[cfg(test)]
+mod tests;
