@@ -161,10 +161,10 @@ fn a_body_with_anything_unknown_is_refused_whole() {
         call: Some(Remembered {
             key: CallKey::Client("k".into()),
             request_hash: 1,
-            answer: Bytes::from_static(b"ok"),
+            answer: Bytes::from_static(b"ok").into(),
             seq: None,
         }),
-        effect: Bytes::from_static(b"effect"),
+        effect: Bytes::from_static(b"effect").into(),
     };
     let bytes = payload_of(&step);
     assert_eq!(decode_exact::<Step>(&bytes), Ok(step));

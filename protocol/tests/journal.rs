@@ -621,9 +621,9 @@ fn every_event_of_an_agent_and_a_replica_comes_back() {
         |effect: Option<&'static [u8]>, state: Option<&'static [u8]>| agent::Event::Executed {
             child: child.clone(),
             call: call.call,
-            answer: bytes::Bytes::new(),
-            effect: effect.map(bytes::Bytes::from_static),
-            state: state.map(bytes::Bytes::from_static),
+            answer: bytes::Bytes::new().into(),
+            effect: effect.map(|effect| bytes::Bytes::from_static(effect).into()),
+            state: state.map(|state| bytes::Bytes::from_static(state).into()),
         };
     come_back([
         agent::Event::Units(vec![(UnitId(1), None), (UnitId(2), Some(granted))]),

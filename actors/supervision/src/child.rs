@@ -44,6 +44,8 @@ use understudy_protocol::id::ChildId;
 use understudy_protocol::supervision::{Exit, RestartType};
 use understudy_protocol::wire::envelope::CallKey;
 
+use crate::values::FetchError;
+
 /// A kind of child: it starts them. One value serves every child of the kind on a node, so what they
 /// share (an engine, a pool) is held here.
 ///
@@ -96,8 +98,13 @@ pub trait Child: Send + 'static {
     ) -> impl Future<Output = Result<Handled, ChildError>> + Send;
 
     /// Its whole state after the last step, as bytes from which [`Kind::start`] makes it again. At
-    /// most 32 KiB, or it is not used and the steps alone go on growing: whatever is larger keeps its
-    /// bytes elsewhere and their names here.
+    /// most [`VALUE_BYTES_MAX`](understudy_protocol::wire::content::VALUE_BYTES_MAX) (64 MiB): above it, the call that was to be the last before the
+    /// snapshot is refused as too large, and so is every later one that takes a step.
+    ///
+    /// It is asked for after some dozens of steps, and sooner where they are long. What is long is kept
+    /// in pieces of 64 KiB, cut at fixed offsets: one whose bytes are those of an earlier snapshot, or
+    /// all zero, costs nothing. So a large state has its parts at multiples of 64 KiB, and is not
+    /// compressed.
     ///
     /// # Errors
     /// The child is broken and ends, as in [`Child::handle`].
@@ -170,7 +177,10 @@ impl Handled {
     }
 
     /// An answer and the step that the child took: what its next start will find among
-    /// [`Checkpoint::steps`]. Both fit one record together: a little less than 64 KiB.
+    /// [`Checkpoint::steps`]. The answer has at most 1 MiB, the effect at most [`VALUE_BYTES_MAX`](understudy_protocol::wire::content::VALUE_BYTES_MAX)
+    /// (64 MiB): above it the call is refused as too large, and the child starts again from what was
+    /// recorded before. What is above 16 KiB is kept in files of its own beside the record, which
+    /// costs two flushes more.
     pub fn step(answer: impl Into<Bytes>, effect: impl Into<Bytes>) -> Handled {
         Handled {
             answer: answer.into(),
@@ -246,6 +256,9 @@ pub enum StartError {
     /// Something that the child needs is not to be had.
     #[error("the child cannot start: {0}")]
     Failed(String),
+    /// A part of the checkpoint is not to be had now. The node says this, before the kind is asked.
+    #[error("the checkpoint is not to be had: {0}")]
+    Unfetched(#[from] FetchError),
 }
 
 /// Why a child cannot go on. Its memory is dropped; its records stand.

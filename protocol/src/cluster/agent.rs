@@ -36,6 +36,7 @@ use crate::rules::{Rule, keeps};
 use crate::supervision::{self, Exit, Intensity, Policy, RestartType, Strategy, Supervisor};
 use crate::time::Time;
 use crate::wire::codec::{CALL_BODY_BYTES_MAX, DecodeError, decode_exact};
+use crate::wire::content::{Content, Pieces, VALUE_BYTES_MAX};
 use crate::wire::envelope::{CallId, Envelope, Outcome, Reply, Route};
 use crate::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind};
 use crate::wire::replica::{CHAIN_RECORDS_MAX, ReplicaAnswer, ReplicaRequest, Scope};
@@ -120,15 +121,15 @@ pub enum Event {
         /// Which call.
         #[n(1)]
         call: CallId,
-        /// What it answers.
-        #[cbor(n(2), with = "crate::wire::cbor_bytes")]
-        answer: Bytes,
+        /// What it answers. That of a step may be in pieces.
+        #[n(2)]
+        answer: Content,
         /// The step it took; none for a read.
-        #[cbor(n(3), with = "crate::wire::cbor_maybe_bytes")]
-        effect: Option<Bytes>,
+        #[n(3)]
+        effect: Option<Content>,
         /// Its whole state after the step, when a snapshot was asked for.
-        #[cbor(n(4), with = "crate::wire::cbor_maybe_bytes")]
-        state: Option<Bytes>,
+        #[n(4)]
+        state: Option<Content>,
     },
     /// The child ended: by itself, or killed.
     #[n(5)]
@@ -151,8 +152,8 @@ pub enum Event {
         #[n(0)]
         child: ChildId,
         /// The state.
-        #[cbor(n(1), with = "crate::wire::cbor_bytes")]
-        state: Bytes,
+        #[n(1)]
+        state: Content,
     },
     /// The lease is valid until then.
     #[n(7)]
@@ -169,6 +170,20 @@ pub enum Event {
     /// The deadline has come.
     #[n(11)]
     Tick,
+    /// The child has carried the call out, and what it handed out cannot be kept: nothing of the call
+    /// counts.
+    #[n(12)]
+    Unkept {
+        /// Whose.
+        #[n(0)]
+        child: ChildId,
+        /// Which call.
+        #[n(1)]
+        call: CallId,
+        /// It is above [`VALUE_BYTES_MAX`]; else the disk would not take it, and may another time.
+        #[n(2)]
+        too_large: bool,
+    },
 }
 
 /// How a shard may be reshaped (S2).
@@ -202,9 +217,9 @@ pub enum Action {
         /// Which.
         child: ChildId,
         /// The child's bytes: a base or nothing, then the steps after it.
-        base: Option<Bytes>,
+        base: Option<Content>,
         /// In order.
-        steps: Vec<Bytes>,
+        steps: Vec<Content>,
     },
     /// Hand the call to the child, then say [`Event::Executed`] or [`Event::Ended`].
     Execute {
@@ -219,6 +234,15 @@ pub enum Action {
     Stop(ChildId),
     /// Send the reply.
     Reply(Reply),
+    /// Send the answer that these pieces hold, if it can be had.
+    ReplyPieces {
+        /// To which call.
+        call: CallId,
+        /// The answer.
+        pieces: Pieces,
+        /// As in [`Outcome::Answered`].
+        reflects: Seq,
+    },
     /// The unit starts or works; the warden must know (V2).
     AtWork(UnitId),
     /// The unit rests.
@@ -272,6 +296,8 @@ struct Host {
     calls: Calls,
     /// Replies that wait for records, in the order of the records.
     held: VecDeque<Held>,
+    /// Bytes of the steps since the last snapshot: all of them are read by the next start.
+    replayed_bytes: u64,
     used: Time,
     /// When it is looked at again: its one place in the agent's `due`. Not later than it has to be,
     /// often earlier.
@@ -304,7 +330,7 @@ struct Waiting {
 struct Held {
     reflects: Seq,
     call: CallId,
-    body: Bytes,
+    body: Content,
 }
 
 impl Agent {
@@ -492,6 +518,7 @@ impl Agent {
             mailbox: VecDeque::new(),
             calls: Calls::default(),
             held: VecDeque::new(),
+            replayed_bytes: 0,
             used: now,
             due: None,
         };
@@ -553,6 +580,7 @@ impl Agent {
             return;
         };
         host.state = State::Starting;
+        host.replayed_bytes = steps.iter().map(Content::length).sum();
         self.actions.push_back(Action::Start { child, base, steps });
     }
 
@@ -608,7 +636,8 @@ impl Agent {
             let held_full = host.held.len() >= HELD_MAX;
             let full = held_full || owner.chain_len(child) + RECORDS_PER_CALL > CHAIN_RECORDS_MAX;
             let every = self.settings.snapshot_every.min(SNAPSHOT_EVERY_MAX);
-            let due_snapshot = owner.since_snapshot(child) + 1 >= every;
+            let due_snapshot = owner.since_snapshot(child) + 1 >= every
+                || host.replayed_bytes >= REPLAYED_BYTES_MAX;
             match host.calls.admit(now, &envelope.key, envelope.request_hash) {
                 // I5: who asks again and again waits for the same records.
                 Admission::Answered { .. } if held_full => {
@@ -668,22 +697,13 @@ impl Agent {
         now: Time,
         child: ChildId,
         call: CallId,
-        answer: Bytes,
-        effect: Option<Bytes>,
-        state: Option<Bytes>,
+        answer: Content,
+        effect: Option<Content>,
+        state: Option<Content>,
     ) -> Result<(), Refused> {
-        let host = self.children.get_mut(&child).ok_or(Refused::NotExpected)?;
-        let State::Working(envelope, _) = &host.state else {
-            return Err(Refused::NotExpected);
-        };
-        if envelope.call != call {
-            return Err(Refused::NotExpected);
-        }
-        let (key, request_hash) = (envelope.key.clone(), envelope.request_hash);
-        host.state = State::Ready;
-        let unit = host.unit;
-        self.end_work(unit);
-        let is_framed = answer.len() <= CALL_BODY_BYTES_MAX;
+        let (unit, envelope) = self.end_call(&child, call)?;
+        let (key, request_hash) = (envelope.key, envelope.request_hash);
+        let is_framed = answer.length() <= CALL_BODY_BYTES_MAX as u64;
         if let Some(effect) = effect {
             let remembered = Remembered {
                 key,
@@ -724,13 +744,39 @@ impl Agent {
         Ok(())
     }
 
+    /// The child is ready again: whose it is, and what it was at work on.
+    fn end_call(&mut self, child: &ChildId, call: CallId) -> Result<(UnitId, Envelope), Refused> {
+        let host = self.children.get_mut(child).ok_or(Refused::NotExpected)?;
+        if !matches!(&host.state, State::Working(envelope, _) if envelope.call == call) {
+            return Err(Refused::NotExpected);
+        }
+        let State::Working(envelope, _) = core::mem::replace(&mut host.state, State::Ready) else {
+            return Err(Refused::NotExpected);
+        };
+        let unit = host.unit;
+        self.end_work(unit);
+        Ok((unit, envelope))
+    }
+
+    /// Its memory is ahead of its records: it starts again from them.
+    fn on_unkept(&mut self, child: ChildId, call: CallId, too_large: bool) -> Result<(), Refused> {
+        self.end_call(&child, call)?;
+        let outcome = match too_large {
+            true => Outcome::TooLarge,
+            false => Outcome::Unknown,
+        };
+        self.reply(call, outcome);
+        self.drop_hosts_named(&child);
+        Ok(())
+    }
+
     fn write_step(
         &mut self,
         now: Time,
         child: &ChildId,
         call: Remembered,
-        effect: Bytes,
-        state: Option<Bytes>,
+        effect: Content,
+        state: Option<Content>,
     ) -> Result<(), OwnerRefused> {
         let host = self
             .children
@@ -740,11 +786,13 @@ impl Agent {
             .owners
             .get_mut(&host.unit)
             .ok_or(OwnerRefused::NotServing)?;
-        let body = encoded(&Step {
+        let replayed_bytes = effect.length();
+        let step = Step {
             call: Some(call.clone()),
             effect,
-        });
-        let (child, schema, kind) = (child.clone(), SCHEMA, RecordKind::Delta);
+        };
+        let (schema, body) = (step.schema(), encoded(&step));
+        let (child, kind) = (child.clone(), RecordKind::Delta);
         owner.handle(
             now,
             OwnerEvent::Write {
@@ -756,14 +804,18 @@ impl Agent {
         )?;
         host.calls
             .remember(now, call, owner.tail(&child), self.settings.key_kept);
+        host.replayed_bytes += replayed_bytes;
         if let Some(state) = state {
-            let body = encoded(&Base {
+            let base = Base {
                 calls: host.calls.remembered(now),
                 state,
-            });
+            };
+            let (schema, body) = (base.schema(), encoded(&base));
             let kind = RecordKind::Snapshot;
-            // A state that does not fit a record is snapshot another time or never: its steps stand.
+            // After a takeover more calls may be remembered than fit: until some are forgotten no new
+            // one is admitted, and the steps stand.
             if body.len() <= BODY_BYTES_MAX {
+                host.replayed_bytes = 0;
                 owner.handle(
                     now,
                     OwnerEvent::Write {
@@ -779,9 +831,9 @@ impl Agent {
     }
 
     /// Holds a reply until everything that it reflects is acknowledged (E1).
-    fn hold(&mut self, now: Time, child: &ChildId, reflects: Seq, call: CallId, body: Bytes) {
+    fn hold(&mut self, now: Time, child: &ChildId, reflects: Seq, call: CallId, body: Content) {
         if !keeps(Rule::E1) {
-            return self.reply(call, Outcome::Answered { body, reflects });
+            return self.actions.push_back(answered(call, body, reflects));
         }
         let Some(host) = self.children.get_mut(child) else {
             return;
@@ -818,9 +870,7 @@ impl Agent {
                 return;
             };
             if now < self.lease_until {
-                let outcome = Outcome::Answered { body, reflects };
-                self.actions
-                    .push_back(Action::Reply(Reply { call, outcome }));
+                self.actions.push_back(answered(call, body, reflects));
             }
         }
     }
@@ -869,7 +919,7 @@ impl Agent {
         Ok(())
     }
 
-    fn roll_back(&mut self, now: Time, child: ChildId, state: Bytes) -> Result<(), Refused> {
+    fn roll_back(&mut self, now: Time, child: ChildId, state: Content) -> Result<(), Refused> {
         let host = self
             .children
             .get_mut(&child)
@@ -881,8 +931,8 @@ impl Agent {
         if calls.len() > CALLS_MAX {
             return Err(Refused::Full);
         }
-        let body = encoded(&Base { calls, state });
-        let (kind, schema) = (RecordKind::Snapshot, SCHEMA);
+        let base = Base { calls, state };
+        let (kind, schema, body) = (RecordKind::Snapshot, base.schema(), encoded(&base));
         let write = OwnerEvent::Write {
             child: child.clone(),
             kind,
@@ -1291,6 +1341,11 @@ impl Machine for Agent {
                     .for_each(|host| host.calls.gateway_gone(gateway));
             }
             Event::Tick => self.on_tick(now),
+            Event::Unkept {
+                child,
+                call,
+                too_large,
+            } => self.on_unkept(child, call, too_large)?,
         }
         Ok(())
     }
@@ -1331,7 +1386,7 @@ fn read_bodies(
     kept: Duration,
     records: &[Record],
     calls: &mut Calls,
-) -> Result<(Option<Bytes>, Vec<Bytes>), DecodeError> {
+) -> Result<(Option<Content>, Vec<Content>), DecodeError> {
     let mut base = None;
     let mut steps = Vec::new();
     for record in records {
@@ -1356,6 +1411,20 @@ fn read_bodies(
         }
     }
     Ok((base, steps))
+}
+
+fn answered(call: CallId, body: Content, reflects: Seq) -> Action {
+    match body {
+        Content::Inline(body) => {
+            let outcome = Outcome::Answered { body, reflects };
+            Action::Reply(Reply { call, outcome })
+        }
+        Content::Pieces(pieces) => Action::ReplyPieces {
+            call,
+            pieces,
+            reflects,
+        },
+    }
 }
 
 fn encoded<T: minicbor::Encode<()>>(body: &T) -> Bytes {
@@ -1395,8 +1464,8 @@ pub const SNAPSHOT_EVERY_MAX: u64 = 40;
 const _: () =
     assert!(3 * (SNAPSHOT_EVERY_MAX as usize + 1) + RECORDS_PER_CALL <= CHAIN_RECORDS_MAX);
 
-/// The version of the bodies in [`crate::wire::step`].
-const SCHEMA: u16 = 1;
+/// Bytes of steps after which a snapshot is due: a start reads all of them into memory.
+const REPLAYED_BYTES_MAX: u64 = VALUE_BYTES_MAX as u64;
 
 #[cfg(test)]
 mod held;

@@ -9,6 +9,7 @@
 use crc::{CRC_32_ISCSI, Crc, Table};
 
 pub mod codec;
+pub mod content;
 pub mod envelope;
 pub mod heart;
 pub mod record;
@@ -39,32 +40,5 @@ pub(crate) mod cbor_bytes {
 
     pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Bytes, DecodeError> {
         Ok(Bytes::copy_from_slice(d.bytes()?))
-    }
-}
-
-/// As [`cbor_bytes`], where there may be none.
-pub(crate) mod cbor_maybe_bytes {
-    use bytes::Bytes;
-    use minicbor::data::Type;
-    use minicbor::decode::{Decoder, Error as DecodeError};
-    use minicbor::encode::{Encoder, Error as EncodeError, Write};
-
-    pub(crate) fn encode<C, W: Write>(
-        bytes: &Option<Bytes>,
-        e: &mut Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), EncodeError<W::Error>> {
-        match bytes {
-            Some(bytes) => e.bytes(bytes)?.ok(),
-            None => e.null()?.ok(),
-        }
-    }
-
-    pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Option<Bytes>, DecodeError> {
-        if d.datatype()? == Type::Null {
-            d.null()?;
-            return Ok(None);
-        }
-        Ok(Some(Bytes::copy_from_slice(d.bytes()?)))
     }
 }

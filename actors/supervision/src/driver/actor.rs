@@ -10,16 +10,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{self, Poll};
 
+use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use understudy_protocol::id::ChildId;
 use understudy_protocol::supervision::Exit;
+use understudy_protocol::wire::content::{ANSWER_INLINE_MAX, Content, INLINE_MAX};
 use understudy_protocol::wire::envelope::Envelope;
 
 use super::{DriverEvent, START_LIMIT};
-use crate::child::{Checkpoint, Context, Request};
+use crate::child::{Checkpoint, Context, Handled, Request, StartError};
 use crate::kinds::{AnyChild, AnyKind, BoxFuture};
+use crate::values::{KeepError, Values, bytes_of, content_of};
 
 /// What the actor is told. The driver sends one `Execute` at a time, its watch one `Stop`, and the
 /// child one `End`: so three messages are the most that wait.
@@ -44,19 +47,25 @@ pub(super) struct Verdict {
 pub(super) struct Birth {
     pub(super) child: ChildId,
     pub(super) kind: Arc<dyn AnyKind>,
-    pub(super) checkpoint: Checkpoint,
+    /// A base or nothing, and the steps after it.
+    pub(super) recorded: Recorded,
+    pub(super) values: Arc<dyn Values>,
     pub(super) events: mpsc::Sender<DriverEvent>,
     pub(super) busy: Arc<AtomicBool>,
     pub(super) verdict: oneshot::Sender<Verdict>,
 }
+
+/// A base or nothing, and the steps after it.
+type Recorded = (Option<Content>, Vec<Content>);
 
 pub(super) struct ChildActor;
 
 pub(super) struct State {
     name: ChildId,
     /// What it is started from; taken by the start.
-    unborn: Option<(Arc<dyn AnyKind>, Checkpoint)>,
+    unborn: Option<(Arc<dyn AnyKind>, Recorded)>,
     child: Option<Box<dyn AnyChild>>,
+    values: Arc<dyn Values>,
     events: mpsc::Sender<DriverEvent>,
     busy: Arc<AtomicBool>,
     verdict: Option<oneshot::Sender<Verdict>>,
@@ -74,8 +83,9 @@ impl Actor for ChildActor {
     ) -> Result<State, ActorProcessingErr> {
         Ok(State {
             name: birth.child,
-            unborn: Some((birth.kind, birth.checkpoint)),
+            unborn: Some((birth.kind, birth.recorded)),
             child: None,
+            values: birth.values,
             events: birth.events,
             busy: birth.busy,
             verdict: Some(birth.verdict),
@@ -113,7 +123,7 @@ impl Actor for ChildActor {
 
 impl State {
     async fn start(&mut self, myself: &ActorRef<Message>) -> Result<(), Verdict> {
-        let Some((kind, checkpoint)) = self.unborn.take() else {
+        let Some((kind, recorded)) = self.unborn.take() else {
             return Ok(());
         };
         let actor = myself.clone();
@@ -121,12 +131,15 @@ impl State {
             // An actor that has just ended does not hear it.
             let _ = actor.send_message(Message::End(Verdict { exit, reason }));
         });
-        let start = Caught(kind.start(context, checkpoint));
+        let values = self.values.clone();
+        let start = async move {
+            let checkpoint = checkpoint(&*values, recorded).await.map_err(abnormal)?;
+            let child = Caught(kind.start(context, checkpoint)).await;
+            child.map_err(panicked)?.map_err(abnormal)
+        };
         let child = timeout(START_LIMIT, start)
             .await
-            .map_err(|_| abnormal(format!("it did not start within {START_LIMIT:?}")))?
-            .map_err(panicked)?
-            .map_err(abnormal)?;
+            .map_err(|_| abnormal(format!("it did not start within {START_LIMIT:?}")))??;
         self.child = Some(child);
         self.say(DriverEvent::Started(self.name.clone())).await
     }
@@ -152,16 +165,25 @@ impl State {
             ),
             false => None,
         };
+        let kept = keep(self.values.clone(), handled, state).await;
+        let child = self.name.clone();
         // First, so that whoever hears of it may hand in the next call.
         self.busy.store(false, Ordering::Release);
-        self.say(DriverEvent::Executed {
-            child: self.name.clone(),
-            call,
-            answer: handled.answer,
-            effect: handled.effect,
-            state,
-        })
-        .await
+        let event = match kept {
+            Ok((answer, effect, state)) => DriverEvent::Executed {
+                child,
+                call,
+                answer,
+                effect,
+                state,
+            },
+            Err(reason) => DriverEvent::Unkept {
+                child,
+                call,
+                reason,
+            },
+        };
+        self.say(event).await
     }
 
     async fn stop(&mut self) -> Verdict {
@@ -187,6 +209,40 @@ impl State {
         let sent = self.events.send(event).await;
         sent.map_err(|_| shutdown("nobody hears what it does any more"))
     }
+}
+
+/// What of it stands in records, and what they name. A read's answer is in no record.
+async fn keep(
+    values: Arc<dyn Values>,
+    handled: Handled,
+    state: Option<Bytes>,
+) -> Result<(Content, Option<Content>, Option<Content>), KeepError> {
+    let Some(effect) = handled.effect else {
+        return Ok((handled.answer.into(), None, None));
+    };
+    let effect = content_of(&*values, effect, INLINE_MAX).await?;
+    let answer = content_of(&*values, handled.answer, ANSWER_INLINE_MAX).await?;
+    let state = match state {
+        Some(state) => Some(content_of(&*values, state, INLINE_MAX).await?),
+        None => None,
+    };
+    Ok((answer, Some(effect), state))
+}
+
+/// Everything that a child is to go on from, in memory.
+async fn checkpoint(
+    values: &dyn Values,
+    (base, recorded): Recorded,
+) -> Result<Checkpoint, StartError> {
+    let base = match base {
+        Some(base) => Some(bytes_of(values, base).await?),
+        None => None,
+    };
+    let mut steps = Vec::with_capacity(recorded.len());
+    for step in recorded {
+        steps.push(bytes_of(values, step).await?);
+    }
+    Ok(Checkpoint::new(base, steps))
 }
 
 fn abnormal(reason: impl ToString) -> Verdict {

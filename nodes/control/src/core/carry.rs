@@ -69,6 +69,11 @@ impl Core {
             } => self.driver.execute(&child, envelope, snapshot),
             agent::Action::Stop(child) => self.driver.stop(&child),
             agent::Action::Reply(reply) => self.reply(reply),
+            agent::Action::ReplyPieces {
+                call,
+                pieces,
+                reflects,
+            } => self.outlet.fetch_answer(call, pieces, reflects),
             agent::Action::AtWork(unit) => (self.warden.at_work)(unit),
             agent::Action::AtRest(unit) => (self.warden.at_rest)(unit),
             agent::Action::Acknowledged { .. } => {}
@@ -88,7 +93,7 @@ impl Core {
     }
 
     /// E1: an answer leaves only while the lease is valid, and the last look is here.
-    fn reply(&mut self, reply: Reply) {
+    pub(super) fn reply(&mut self, reply: Reply) {
         let answered = matches!(reply.outcome, Outcome::Answered { .. });
         if answered && !self.heart.is_valid(clock::now()) {
             return;

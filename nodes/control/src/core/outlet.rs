@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
@@ -19,14 +19,18 @@ use understudy_protocol::cluster::lease::voter;
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, Seq, StoreId, UnitId};
 use understudy_protocol::time::ClusterTime;
 use understudy_protocol::wire::codec::{Message, encode_frame};
-use understudy_protocol::wire::envelope::{Confirmed, Envelope, Outcome, Reply};
+use understudy_protocol::wire::content::Pieces;
+use understudy_protocol::wire::envelope::{CallId, Confirmed, Envelope, Outcome, Reply};
 use understudy_protocol::wire::heart::{HeartMessage, Report, Ttl};
 use understudy_protocol::wire::replica::{ReplicaAnswer, ReplicaRequest};
-use understudy_store::{LimitFile, ReplicaThread};
+use understudy_store::LimitFile;
+use understudy_supervision::Values as _;
 use understudy_transport::net::{Hello, Lane, Net, SendError};
 
+use super::Input;
 use super::inbox::{CHILDREN, PROPOSAL, REPORT};
 use super::start::Warden;
+use crate::contents::Contents;
 use crate::handle::CHILDREN_PATIENCE;
 use crate::heart::{HeartHandle, HeartInput};
 use crate::listing::{self, Children, ChildrenOf};
@@ -36,7 +40,9 @@ pub(super) struct Outlet {
     me: NodeId,
     store: StoreId,
     net: Net,
-    replica: Arc<ReplicaThread>,
+    contents: Contents,
+    /// Where what was fetched goes.
+    fetched: mpsc::Sender<Input>,
     limit: Arc<Mutex<LimitFile>>,
     /// Where the gateway of an incarnation is, learned from connections: the directory may not list
     /// it any more, or not yet.
@@ -52,14 +58,16 @@ impl Outlet {
         me: NodeId,
         store: StoreId,
         net: Net,
-        replica: Arc<ReplicaThread>,
+        contents: Contents,
+        fetched: mpsc::Sender<Input>,
         limit: Arc<Mutex<LimitFile>>,
     ) -> Outlet {
         Outlet {
             me,
             store,
             net,
-            replica,
+            contents,
+            fetched,
             limit,
             gateways: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -84,7 +92,7 @@ impl Outlet {
     pub(super) fn ask(&mut self, to: StoreId, node: Option<NodeId>, request: ReplicaRequest) {
         if to == self.store {
             // A full queue answers nothing; the owner asks again.
-            let _ = self.replica.ask(self.me, request);
+            let _ = self.contents.ask(self.me, request);
             return;
         }
         let lane = lane_of(request.unit);
@@ -121,6 +129,27 @@ impl Outlet {
         for peer in peers {
             send(&self.net, peer, Lane::Of(0), &confirmed);
         }
+    }
+
+    /// Fetches an answer that is kept in pieces; it comes back as an input, for the core looks at the
+    /// lease last of all. Where it is not to be had, the caller asks again.
+    pub(super) fn fetch_answer(&mut self, call: CallId, pieces: Pieces, reflects: Seq) {
+        while self.tasks.try_join_next().is_some() {}
+        if self.tasks.len() >= REQUESTS_MAX {
+            debug!(?call, "too many requests are under way");
+            return;
+        }
+        let (contents, fetched) = (self.contents.clone(), self.fetched.clone());
+        self.tasks.spawn(async move {
+            match contents.fetch(pieces).await {
+                Ok(body) => {
+                    let outcome = Outcome::Answered { body, reflects };
+                    // The core may be gone when the node stops.
+                    let _ = fetched.send(Input::Fetched(Reply { call, outcome })).await;
+                }
+                Err(error) => debug!(?call, %error, "an answer is not to be had"),
+            }
+        });
     }
 
     /// A command for the leader.
