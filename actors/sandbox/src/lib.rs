@@ -6,3 +6,8 @@
 //!
 //! Never does: letting a guest hold a core for longer than its slice, or reach anything that its
 //! policy does not name. Denied is the default, because a guest is somebody else's program.
+
+mod files;
+pub mod policy;
+pub mod validate;
+pub mod wasi;
