@@ -7,7 +7,9 @@
 //! Never does: letting a guest hold a core for longer than its slice, or reach anything that its
 //! policy does not name. Denied is the default, because a guest is somebody else's program.
 
+pub mod cache;
 mod files;
+pub mod module;
 pub mod policy;
 pub mod validate;
 pub mod wasi;

@@ -22,10 +22,9 @@ use wasmparser::{
 
 use crate::wasi;
 
-/// The proposals a module may use: WebAssembly 2.0 without `externref`, and tail calls and extended
-/// constant expressions, which compilers emit. The engine is configured with the same set.
+/// The proposals a module may use: WebAssembly 2.0 without `externref`, and extended constant
+/// expressions, which compilers emit. The engine is configured with the same set.
 pub const FEATURES: WasmFeatures = WasmFeatures::WASM2
-    .union(WasmFeatures::TAIL_CALL)
     .union(WasmFeatures::EXTENDED_CONST)
     .difference(WasmFeatures::GC_TYPES);
 
