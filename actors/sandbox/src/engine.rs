@@ -10,8 +10,8 @@
 //! goes on with the same bits.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,10 +21,12 @@ use wasmtime::{
     InstanceAllocationStrategy, InstancePre, Linker, PoolingAllocationConfig, Strategy,
 };
 
+use crate::abi::CallError;
 use crate::dirty::Scanner;
-use crate::instance::Host;
+use crate::instance::{Host, Instance, Setup};
 use crate::policy;
 use crate::rewrite::{self, Layout, RewriteError};
+use crate::snapshot::stored_len;
 
 /// For how long a guest holds its core before others get their turn: long enough that the change costs
 /// nothing, short enough that a node's own tasks on the same thread keep their deadlines.
@@ -210,6 +212,7 @@ impl Engine {
             layout: rewritten.layout,
             has_imports: module.imports().len() > 0,
             pre,
+            image: OnceLock::new(),
         })))
     }
 
@@ -254,6 +257,8 @@ struct CompiledInner {
     layout: Layout,
     has_imports: bool,
     pre: InstancePre<Host>,
+    /// What a memory of it begins with, where that is needed.
+    image: OnceLock<Vec<u8>>,
 }
 
 impl Compiled {
@@ -275,6 +280,21 @@ impl Compiled {
     /// Whether it imports anything at all.
     pub fn has_imports(&self) -> bool {
         self.0.has_imports
+    }
+
+    /// Copies what a memory of it begins with, unless that was done before.
+    pub(crate) async fn remember_image(&self) -> Result<(), CallError> {
+        if self.0.image.get().is_none() {
+            let untouched = Instance::bare(self, Setup::default()).await?;
+            let memory = untouched.memory();
+            let _ = self.0.image.set(memory[..stored_len(memory)].to_vec());
+        }
+        Ok(())
+    }
+
+    /// What a memory of it begins with, zeros beyond it, if that was remembered.
+    pub(crate) fn remembered_image(&self) -> Option<&[u8]> {
+        self.0.image.get().map(Vec::as_slice)
     }
 
     pub(crate) fn pre(&self) -> &InstancePre<Host> {

@@ -199,6 +199,10 @@ impl Instance {
         self.memory.map_or(&[], |memory| memory.data(&self.store))
     }
 
+    pub(crate) fn set_world(&mut self, state: WorldState) {
+        self.setup.world = self.setup.world.at(state);
+    }
+
     fn begin_call(&mut self) {
         self.setup.world.begin_call();
         let fresh = self.compiled.has_imports().then(|| context(&self.setup));

@@ -15,18 +15,18 @@
 
 pub mod abi;
 pub mod dirty;
-//pub mod durable;
+pub mod durable;
 pub mod engine;
 pub mod instance;
 pub mod module;
 pub mod policy;
 pub mod rewrite;
 //pub mod sandbox;
-//pub mod snapshot;
+pub mod snapshot;
 pub mod world;
 
 pub use abi::{Args, CallError, Outcome};
-//pub use durable::Durable;
+pub use durable::Durable;
 pub use engine::{Compiled, Engine, Limits};
 pub use instance::{Instance, Setup};
 pub use policy::Policy;

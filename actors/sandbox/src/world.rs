@@ -74,6 +74,11 @@ impl World {
         }
     }
 
+    /// Another guest's world, with the same source of time.
+    pub fn at(&self, state: WorldState) -> World {
+        World::new(state, self.source.clone())
+    }
+
     /// The state to write down.
     pub fn state(&self) -> WorldState {
         self.lock().state
