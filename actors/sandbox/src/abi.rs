@@ -30,10 +30,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 use wasmtime::{AsContextMut, Func, Store, Trap, Val, ValType, WasmBacktrace};
-use wasmtime_wasi::I32Exit;
 
 use crate::instance::{Host, Instance, OutOfSlices};
 use crate::rewrite::RESERVED;
+use crate::wasi::Exit;
 
 /// How long a guest's message may be; what is beyond is cut off. It is for people.
 const MAX_MESSAGE: usize = 4 << 10;
@@ -438,7 +438,7 @@ pub(crate) fn call_error(error: wasmtime::Error, export: &str) -> CallError {
 }
 
 fn exit_code(error: &wasmtime::Error) -> Option<i32> {
-    error.downcast_ref::<I32Exit>().map(|exit| exit.0)
+    error.downcast_ref::<Exit>().map(|exit| exit.0)
 }
 
 /// A guest's memory, as the host reads and writes it.

@@ -297,11 +297,13 @@ impl Durable {
             kept,
             ..
         } = self;
-        instance.set_world(kept.rest.world);
         let fault = |what: &str| {
             let why = format!("{what} are not the module's");
             SnapshotError::Malformed("state", why)
         };
+        let wasi = instance.store.data_mut().wasi();
+        wasi.restore(&kept.rest.wasi)
+            .map_err(|error| SnapshotError::Malformed("state", error.to_string()))?;
         if let Some(memory) = instance.memory {
             let pages = memory.size(&instance.store);
             let missing = u64::from(kept.rest.memory_pages).checked_sub(pages);
@@ -408,7 +410,7 @@ impl Handles {
 
     fn read(&self, instance: &mut Instance) -> Rest {
         let mut rest = Rest {
-            world: instance.setup().world.state(),
+            wasi: instance.store.data_mut().wasi().checkpoint(),
             ..Rest::default()
         };
         let store = &mut instance.store;

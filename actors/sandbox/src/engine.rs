@@ -24,9 +24,9 @@ use wasmtime::{
 use crate::abi::CallError;
 use crate::dirty::Scanner;
 use crate::instance::{Host, Instance, Setup};
-use crate::policy;
 use crate::rewrite::{self, Layout, RewriteError};
 use crate::snapshot::stored_len;
+use crate::wasi;
 
 /// For how long a guest holds its core before others get their turn: long enough that the change costs
 /// nothing, short enough that a node's own tasks on the same thread keep their deadlines.
@@ -62,10 +62,6 @@ const WASM_STACK: usize = 512 << 10;
 
 /// A guest's stack and the host functions' that it calls on top of it.
 const ASYNC_STACK: usize = 1 << 20;
-
-/// How many bytes one host call may copy out of a guest before it is refused: no honest write is larger
-/// than what a request may carry many times over.
-pub(crate) const HOSTCALL_FUEL: usize = 8 << 20;
 
 /// How large one module's table of contents in an instance may be: functions, types and globals.
 const MAX_INSTANCE_BYTES: usize = 2 << 20;
@@ -174,7 +170,8 @@ impl Engine {
             }
         };
         let mut linker = Linker::new(&wasmtime);
-        policy::link(&mut linker).map_err(|error| EngineError::Refused(format!("{error:#}")))?;
+        wasi::add_to_linker(&mut linker, Host::wasi)
+            .map_err(|error| EngineError::Refused(format!("{error:#}")))?;
         let ticker = Ticker::start(wasmtime.clone()).map_err(EngineError::Ticker)?;
         Ok(Engine(Arc::new(Inner {
             wasmtime,
@@ -210,7 +207,6 @@ impl Engine {
             engine: self.clone(),
             sha256: Sha256::digest(wasm).into(),
             layout: rewritten.layout,
-            has_imports: module.imports().len() > 0,
             pre,
             image: OnceLock::new(),
         })))
@@ -255,7 +251,6 @@ struct CompiledInner {
     engine: Engine,
     sha256: [u8; 32],
     layout: Layout,
-    has_imports: bool,
     pre: InstancePre<Host>,
     /// What a memory of it begins with, where that is needed.
     image: OnceLock<Vec<u8>>,
@@ -277,15 +272,10 @@ impl Compiled {
         &self.0.engine
     }
 
-    /// Whether it imports anything at all.
-    pub fn has_imports(&self) -> bool {
-        self.0.has_imports
-    }
-
     /// Copies what a memory of it begins with, unless that was done before.
     pub(crate) async fn remember_image(&self) -> Result<(), CallError> {
         if self.0.image.get().is_none() {
-            let untouched = Instance::bare(self, Setup::default()).await?;
+            let untouched = Instance::bare(self, Setup::of("", "image")).await?;
             let memory = untouched.memory();
             let _ = self.0.image.set(memory[..stored_len(memory)].to_vec());
         }

@@ -4,65 +4,75 @@
 //! guest that failed: whoever gets an error after guest code has run drops the instance, since nobody
 //! can say what it left half done.
 //!
-//! Every call begins with a fresh set of file descriptors, from the policy. So none outlives its call,
-//! and a restored guest needs none back.
+//! A caller who goes away in the middle of a call (its future is dropped) leaves such a guest behind too.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
 use wasmtime::{
     Memory, PoolConcurrencyLimitError, Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline,
 };
-use wasmtime_wasi::WasiCtxBuilder;
-use wasmtime_wasi::p1::WasiP1Ctx;
 
 use crate::abi::{self, Args, CallError, Outcome};
-use crate::engine::{
-    CALL_LIMIT, Compiled, HOSTCALL_FUEL, Limits, MAX_MEMORY, MAX_TABLE_ELEMENTS, MAX_TABLES,
-};
-use crate::policy::Policy;
+use crate::engine::{CALL_LIMIT, Compiled, Limits, MAX_MEMORY, MAX_TABLE_ELEMENTS, MAX_TABLES};
+use crate::policy::{DenialSink, Policy};
 use crate::rewrite;
-use crate::world::{self, World, WorldState};
+use crate::wasi::{Log, Wasi};
 
 /// What a reactor built by ordinary toolchains wants called once before all else.
 const INITIALIZE: &str = "_initialize";
 
-/// How many bytes of chance a guest may ask for at once: keys and seeds, not files.
-const MAX_RANDOM: u64 = 64 << 10;
-
 /// With what an instance is made.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Setup {
-    /// What it may reach.
+    /// What it may reach: a policy that was [checked](Policy::check).
     pub policy: Policy,
     /// What it may use.
     pub limits: Limits,
-    /// Its time and chance.
-    pub world: World,
+    /// Whose it is.
+    pub tenant: String,
+    /// Which sandbox or function it is.
+    pub name: String,
+    /// Where it is told what it was denied.
+    pub denials: DenialSink,
 }
 
-impl Default for Setup {
-    /// Nothing granted, default limits, the machine's time, the same chance each time.
-    fn default() -> Setup {
+impl Setup {
+    /// Nothing granted, the usual limits, and denials told to nobody.
+    pub fn of(tenant: &str, name: &str) -> Setup {
         Setup {
             policy: Policy::default(),
             limits: Limits::default(),
-            world: World::new(WorldState::default(), world::system_time()),
+            tenant: tenant.to_owned(),
+            name: name.to_owned(),
+            denials: Arc::new(|_| {}),
         }
+    }
+}
+
+impl fmt::Debug for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setup")
+            .field("policy", &self.policy)
+            .field("limits", &self.limits)
+            .field("tenant", &self.tenant)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
 /// What a guest's host functions have at hand.
 pub struct Host {
-    wasi: WasiP1Ctx,
+    wasi: Wasi,
     limits: StoreLimits,
     slices_left: u32,
 }
 
 impl Host {
-    /// The state of its WASI functions, of this call.
-    pub fn wasi(&mut self) -> &mut WasiP1Ctx {
+    /// The state behind its WASI functions.
+    pub fn wasi(&mut self) -> &mut Wasi {
         &mut self.wasi
     }
 }
@@ -117,13 +127,17 @@ impl Instance {
     /// A new instance in which no code has run: its memory is the module's image.
     pub(crate) async fn bare(compiled: &Compiled, setup: Setup) -> Result<Instance, CallError> {
         let host = Host {
-            wasi: context(&setup),
+            wasi: Wasi::new(
+                setup.policy.clone(),
+                &setup.tenant,
+                &setup.name,
+                setup.denials.clone(),
+            ),
             limits: store_limits(&setup.limits),
             slices_left: setup.limits.slices,
         };
         let mut store = Store::new(compiled.engine().wasmtime(), host);
         store.limiter(|host| &mut host.limits);
-        store.set_hostcall_fuel(HOSTCALL_FUEL);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|mut store| {
             let host = store.data_mut();
@@ -194,23 +208,20 @@ impl Instance {
         &self.setup
     }
 
+    /// What it wrote to its standard output and error during the last call.
+    pub fn log(&self) -> &Log {
+        self.store.data().wasi.log()
+    }
+
     /// Its memory. Empty if it has none.
     pub fn memory(&self) -> &[u8] {
         self.memory.map_or(&[], |memory| memory.data(&self.store))
     }
 
-    pub(crate) fn set_world(&mut self, state: WorldState) {
-        self.setup.world = self.setup.world.at(state);
-    }
-
     fn begin_call(&mut self) {
-        self.setup.world.begin_call();
-        let fresh = self.compiled.has_imports().then(|| context(&self.setup));
         let host = self.store.data_mut();
+        host.wasi.begin_call();
         host.slices_left = self.setup.limits.slices.max(1);
-        if let Some(wasi) = fresh {
-            host.wasi = wasi;
-        }
         self.store.set_epoch_deadline(1);
     }
 
@@ -232,21 +243,6 @@ impl fmt::Debug for Instance {
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("out of slices")]
 pub(crate) struct OutOfSlices;
-
-fn context(setup: &Setup) -> WasiP1Ctx {
-    let mut builder = WasiCtxBuilder::new();
-    let world = &setup.world;
-    builder
-        .wall_clock(world.clone())
-        .monotonic_clock(world.clone())
-        .secure_random(world.clone())
-        .insecure_random(world.clone())
-        .insecure_random_seed(0)
-        .max_random_size(MAX_RANDOM)
-        .allow_blocking_current_thread(false);
-    setup.policy.grant(&mut builder);
-    builder.build_p1()
-}
 
 fn store_limits(limits: &Limits) -> StoreLimits {
     let memory = usize::try_from(limits.memory_bytes).unwrap_or(MAX_MEMORY);

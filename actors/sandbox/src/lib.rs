@@ -17,13 +17,15 @@ pub mod abi;
 pub mod dirty;
 pub mod durable;
 pub mod engine;
+mod files;
 pub mod instance;
 pub mod module;
 pub mod policy;
 pub mod rewrite;
 //pub mod sandbox;
 pub mod snapshot;
-pub mod world;
+pub mod validate;
+pub mod wasi;
 
 pub use abi::{Args, CallError, Outcome};
 pub use durable::Durable;

@@ -24,14 +24,13 @@ use crc::{CRC_32_ISCSI, Crc, Digest, Table};
 use minicbor::{Decode, Encode};
 
 use crate::engine::{MAX_MEMORY, PAGE_BYTES};
-use crate::world::WorldState;
 
 /// The unit in which changes are found and written: the kernel's own.
 pub const PAGE: usize = 4096;
 
-/// How large the part of a delta or an image besides its pages may be. A thousand globals and four full
-/// tables are a third of it.
-const MAX_HEAD: usize = 4 << 20;
+/// How large the part of a delta or an image besides its pages may be: a guest's files are in it, and a
+/// thousand globals and four full tables.
+const MAX_HEAD: usize = crate::policy::FILE_BYTES_MAX + (4 << 20);
 
 const DELTA_MAGIC: &[u8; 4] = b"USd1";
 const IMAGE_MAGIC: &[u8; 4] = b"USi1";
@@ -54,9 +53,9 @@ pub struct Rest {
     /// Its tables, if they can change: the index of each function, [`NO_FUNCTION`] for none.
     #[n(2)]
     pub tables: Vec<Vec<u32>>,
-    /// Its time and chance.
-    #[n(3)]
-    pub world: WorldState,
+    /// What is behind its WASI: its clock, its chance, its files.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub wasi: Vec<u8>,
 }
 
 /// An empty element of a table.
@@ -373,7 +372,7 @@ mod tests {
             memory_pages: 2,
             globals: vec![1, 2, 3, 4],
             tables: vec![vec![1, NO_FUNCTION]],
-            world: WorldState::default(),
+            wasi: vec![5; 9],
         };
         let mut delta = Delta::new([9; 32], 3, rest);
         delta.push(0, &[7; PAGE]);
