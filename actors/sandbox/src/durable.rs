@@ -25,6 +25,7 @@ use crate::rewrite::{Obstacle, Scalar};
 use crate::snapshot::{
     Delta, Image, ImageWriter, NO_FUNCTION, PAGE, Rest, SnapshotError, Trailer, stored_len,
 };
+use crate::wasi::Log;
 
 /// The largest memory of a guest whose state is kept: an image must fit what a snapshot may be, 64 MiB,
 /// with everything else that is in it.
@@ -112,7 +113,7 @@ impl Durable {
     pub async fn restore(
         compiled: &Compiled,
         setup: Setup,
-        image: Option<&[u8]>,
+        image: Option<&Image<'_>>,
         deltas: impl IntoIterator<Item = impl AsRef<[u8]>>,
     ) -> Result<Durable, DurableError> {
         let setup = admit(compiled, setup)?;
@@ -122,13 +123,12 @@ impl Durable {
         let instance = Instance::bare(compiled, setup).await?;
         let mut durable = Durable::of(instance).await?;
         if let Some(image) = image {
-            let image = Image::decode(image)?;
             if image.trailer.module != module {
                 return Err(SnapshotError::WrongModule("image").into());
             }
             sequence = image.trailer.sequence;
-            kept.pages = durable.differing(&image);
-            kept.rest = image.trailer.rest;
+            kept.pages = durable.differing(image);
+            kept.rest = image.trailer.rest.clone();
         }
         for delta in deltas {
             let delta = Delta::decode(delta.as_ref())?;
@@ -238,6 +238,16 @@ impl Durable {
     /// What it is an instance of.
     pub fn compiled(&self) -> &Compiled {
         self.instance.compiled()
+    }
+
+    /// What it wrote during the last call.
+    pub fn log(&self) -> &Log {
+        self.instance.log()
+    }
+
+    /// How often it was denied something during the last call.
+    pub fn denied(&self) -> u32 {
+        self.instance.denied()
     }
 
     /// What it may use.

@@ -213,6 +213,11 @@ impl Instance {
         self.store.data().wasi.log()
     }
 
+    /// How often it was denied something during the last call.
+    pub fn denied(&self) -> u32 {
+        self.store.data().wasi.denials()
+    }
+
     /// Its memory. Empty if it has none.
     pub fn memory(&self) -> &[u8] {
         self.memory.map_or(&[], |memory| memory.data(&self.store))
