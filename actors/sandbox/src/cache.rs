@@ -87,11 +87,13 @@ where
         engine: u64,
         compile: impl FnOnce(&Module) -> Result<T, E> + Send + 'static,
     ) -> Result<Result<T, E>, GaveUp> {
-        let key = (module.sha256, engine);
+        let key = (module.sha256(), engine);
         let mut compile = Some(compile);
         loop {
-            let (mut done, promise) = self.find(key, module.wasm.len());
-            if let (Some(promise), Some(compile)) = (promise, compile.take()) {
+            let (mut done, promise) = self.find(key, module.wasm().len());
+            if let Some(promise) = promise
+                && let Some(compile) = compile.take()
+            {
                 self.work_out(key, module.clone(), promise, compile).await?;
             }
             let ready = done.wait_for(|slot| slot.is_some()).await;
@@ -104,6 +106,16 @@ where
                 return Err(GaveUp);
             }
         }
+    }
+
+    /// What is kept of the module of this hash, if it is.
+    pub fn peek(&self, sha256: ModuleHash, engine: u64) -> Option<Result<T, E>> {
+        let mut entries = self.lock();
+        entries.clock += 1;
+        let used = entries.clock;
+        let entry = entries.by_key.get_mut(&(sha256, engine))?;
+        entry.used = used;
+        entry.done.borrow().clone()
     }
 
     /// How many modules are kept, and their bytes.

@@ -23,12 +23,12 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `{"begin":{"sha256":"…","bytes":N}}` | `{"ok":{"state":"uploading","received":0,…}}` |
-//! | `{"part":{"sha256":"…","offset":N}}` and at most [`PART_BYTES_MAX`] bytes | the same |
-//! | `{"seal":{"sha256":"…"}}` | `{"ok":{"state":"sealed","about":{…},…}}` |
-//! | `{"read":{"offset":N,"len":N}}` | `{"ok":{"state":"sealed",…}}` and the bytes |
-//! | `{"about":{}}` | `{"ok":{…}}` |
-//! | whatever is refused | `{"error":{"code":"…","message":"…","next_step":"…"}}` |
+//! | `{"op":"begin","sha256":"…","bytes":N}` | `{"ok":true,"state":"uploading","received":0,…}` |
+//! | `{"op":"part","sha256":"…","offset":N}` and at most [`PART_BYTES_MAX`] bytes | the same |
+//! | `{"op":"seal","sha256":"…"}` | `{"ok":true,"state":"sealed","about":{…},…}` |
+//! | `{"op":"read","offset":N,"len":N}` | `{"ok":true,"state":"sealed",…}` and the bytes |
+//! | `{"op":"about"}` | `{"ok":true,…}` |
+//! | whatever is refused | `{"ok":false,"error":{"code":"…","reason":"…","detail":"…","next_step":"…"}}` |
 
 use std::fmt;
 use std::future::Future;
@@ -195,21 +195,29 @@ impl<'de> Deserialize<'de> for ModuleHash {
     }
 }
 
-/// A module as it was pushed.
+/// A module as it was pushed. Its hash is that of its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
-    /// Its bytes.
-    pub wasm: Bytes,
-    /// Their SHA-256.
-    pub sha256: ModuleHash,
+    wasm: Bytes,
+    sha256: ModuleHash,
 }
 
 impl Module {
-    /// A module, with the hash that its bytes have.
+    /// A module, with the hash that its bytes have. It takes about 2 ms a MiB.
     pub fn new(wasm: impl Into<Bytes>) -> Module {
         let wasm = wasm.into();
         let sha256 = ModuleHash::of(&wasm);
         Module { wasm, sha256 }
+    }
+
+    /// Its bytes.
+    pub fn wasm(&self) -> &Bytes {
+        &self.wasm
+    }
+
+    /// Their SHA-256.
+    pub fn sha256(&self) -> ModuleHash {
+        self.sha256
     }
 }
 
@@ -240,7 +248,7 @@ pub trait ModuleSource: Send + Sync + 'static {
 
 /// What the kind is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Ask {
     /// A push begins, or goes on where it was.
     Begin {
@@ -274,12 +282,45 @@ pub enum Ask {
 
 /// What the kind answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(from = "Line", into = "Line")]
 pub enum Answer {
     /// It was done, or was so already.
     Ok(Told),
     /// It was not.
     Error(Refusal),
+}
+
+/// An answer as its line of JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Error {
+        ok: bool,
+        error: Refusal,
+    },
+    Ok {
+        ok: bool,
+        #[serde(flatten)]
+        told: Told,
+    },
+}
+
+impl From<Line> for Answer {
+    fn from(line: Line) -> Answer {
+        match line {
+            Line::Error { error, .. } => Answer::Error(error),
+            Line::Ok { told, .. } => Answer::Ok(told),
+        }
+    }
+}
+
+impl From<Answer> for Line {
+    fn from(answer: Answer) -> Line {
+        match answer {
+            Answer::Error(error) => Line::Error { ok: false, error },
+            Answer::Ok(told) => Line::Ok { ok: true, told },
+        }
+    }
 }
 
 /// What there is of a module.
@@ -314,10 +355,12 @@ pub enum Stage {
 /// Why something was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// For programs.
+    /// For programs: a type of error of the HTTP interface.
     pub code: String,
+    /// For programs that want to know more exactly.
+    pub reason: String,
     /// For people.
-    pub message: String,
+    pub detail: String,
     /// What to do about it.
     pub next_step: String,
     /// Where in the module it is, if at one place.
@@ -390,19 +433,29 @@ pub enum ModuleRefused {
 }
 
 impl ModuleRefused {
-    /// The refusal's name, as programs match on it.
+    /// A word for machines: a type of error of the HTTP interface.
     pub fn code(&self) -> &'static str {
         match self {
-            ModuleRefused::BadRequest(_) => "bad-request",
             ModuleRefused::Conflict(_) => "conflict",
-            ModuleRefused::Size { .. } => "module-size",
-            ModuleRefused::NoPush(_) => "no-push",
+            ModuleRefused::NotSealed | ModuleRefused::NoPush(_) => "not_found",
+            ModuleRefused::Size { .. } => "quota_exceeded",
+            _ => "invalid",
+        }
+    }
+
+    /// The refusal's own name.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            ModuleRefused::BadRequest(_) => "bad_request",
+            ModuleRefused::Conflict(_) => "conflict",
+            ModuleRefused::Size { .. } => "module_size",
+            ModuleRefused::NoPush(_) => "no_push",
             ModuleRefused::Gap { .. } => "gap",
-            ModuleRefused::Differs(_) => "part-differs",
-            ModuleRefused::PartTooLong { .. } => "part-too-long",
+            ModuleRefused::Differs(_) => "part_differs",
+            ModuleRefused::PartTooLong { .. } => "part_too_long",
             ModuleRefused::Incomplete { .. } => "incomplete",
-            ModuleRefused::WrongHash { .. } => "wrong-hash",
-            ModuleRefused::NotSealed => "not-sealed",
+            ModuleRefused::WrongHash { .. } => "wrong_hash",
+            ModuleRefused::NotSealed => "not_sealed",
             ModuleRefused::Invalid(error) => error.code(),
         }
     }
@@ -433,7 +486,8 @@ impl ModuleRefused {
         };
         Refusal {
             code: self.code().to_owned(),
-            message: self.to_string(),
+            reason: self.reason().to_owned(),
+            detail: self.to_string(),
             next_step: self.next_step().to_owned(),
             offset,
         }
@@ -878,7 +932,7 @@ fn unpacked(all: &Bytes) -> Option<Content> {
 #[non_exhaustive]
 pub enum TransferError<E> {
     /// The module's child refused. Of a push, what was sent may still be there.
-    #[error("{} ({})", .0.message, .0.next_step)]
+    #[error("{} ({})", .0.detail, .0.next_step)]
     Refused(Refusal),
     /// The child cannot be asked: it may have taken some of it.
     #[error("the module's owner cannot be asked")]

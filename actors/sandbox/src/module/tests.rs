@@ -48,7 +48,7 @@ fn refused(answer: &Answer) -> &str {
     match answer {
         Answer::Error(refusal) => {
             assert!(!refusal.next_step.is_empty());
-            &refusal.code
+            &refusal.reason
         }
         Answer::Ok(told) => panic!("it was done: {told:?}"),
     }
@@ -184,7 +184,7 @@ async fn bytes_of_another_hash_are_never_sealed() {
     assert!(told.unwrap_err().contains("SHA-256"));
     assert_eq!(effects.len(), 3, "begin, a part, and that it was given up");
     let (answer, ..) = ask(&mut child, &Ask::Read { offset: 0, len: 1 }, &[]).await;
-    assert_eq!(refused(&answer), "not-sealed");
+    assert_eq!(refused(&answer), "not_sealed");
     pushed(&mut child, &module).await.0.unwrap();
 }
 
@@ -212,10 +212,10 @@ async fn parts_that_do_not_fit_are_refused_and_change_nothing() {
         assert_eq!(refused(&answer), code, "{request:?}");
         assert_eq!((effect, packed(&child.content)), (None, before));
     };
-    check(&mut child, Ask::Part { sha256, offset: 0 }, b"x", "no-push").await;
-    check(&mut child, Ask::Seal { sha256 }, b"", "no-push").await;
+    check(&mut child, Ask::Part { sha256, offset: 0 }, b"x", "no_push").await;
+    check(&mut child, Ask::Seal { sha256 }, b"", "no_push").await;
     for bytes in [0, 7, u64::MAX, Limits::NODE.bytes as u64 + 1] {
-        check(&mut child, Ask::Begin { sha256, bytes }, b"", "module-size").await;
+        check(&mut child, Ask::Begin { sha256, bytes }, b"", "module_size").await;
     }
     ask(&mut child, &Ask::Begin { sha256, bytes }, &[]).await;
     ask(
@@ -227,16 +227,16 @@ async fn parts_that_do_not_fit_are_refused_and_change_nothing() {
     let part = |offset| Ask::Part { sha256, offset };
     check(&mut child, part(101), b"x", "gap").await;
     check(&mut child, part(50), &module.wasm[50..150], "gap").await;
-    check(&mut child, part(0), b"another", "part-differs").await;
-    check(&mut child, part(u64::MAX), b"xx", "part-too-long").await;
+    check(&mut child, part(0), b"another", "part_differs").await;
+    check(&mut child, part(u64::MAX), b"xx", "part_too_long").await;
     let long = vec![0; PART_BYTES_MAX + 1];
-    check(&mut child, part(100), &long, "part-too-long").await;
+    check(&mut child, part(100), &long, "part_too_long").await;
     check(&mut child, Ask::Seal { sha256 }, b"", "incomplete").await;
     check(
         &mut child,
         Ask::Read { offset: 0, len: 9 },
         b"",
-        "not-sealed",
+        "not_sealed",
     )
     .await;
 }
@@ -258,7 +258,7 @@ async fn two_who_push_at_once_do_not_mix_their_bytes() {
     ask(&mut child, &part(&one, 0), &one.wasm[..200]).await;
     ask(&mut child, &begin(&two), &[]).await;
     let (answer, ..) = ask(&mut child, &part(&one, 200), &one.wasm[200..]).await;
-    assert_eq!(refused(&answer), "no-push");
+    assert_eq!(refused(&answer), "no_push");
     pushed(&mut child, &two).await.0.unwrap();
 }
 
@@ -280,7 +280,7 @@ async fn what_is_no_request_is_answered_so() {
         let request = Request::new(key.clone(), Bytes::copy_from_slice(body.as_bytes()));
         let handled = child.handle(request).await.unwrap();
         let (answer, _) = decode(&handled.answer).unwrap();
-        assert_eq!(refused(&answer), "bad-request", "{body:?}");
+        assert_eq!(refused(&answer), "bad_request", "{body:?}");
     }
 }
 
