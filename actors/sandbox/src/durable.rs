@@ -9,9 +9,9 @@
 //!        └─> failed ────> a new instance from the copy                               └─> image()
 //! ```
 //!
-//! The kernel says which pages were ever written; of those, the ones that differ from the copy have
-//! changed since the last call. Comparing is exact, where a hash would only be likely, and the copy is
-//! what a failed call is undone from.
+//! The kernel says which pages were ever written; of those, the ones that differ from the copy (or, if
+//! there is none yet, from the module's image) have changed since the last call. Comparing is exact,
+//! where a hash would only be likely, and the copy is what a failed call is undone from.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -257,10 +257,7 @@ impl Durable {
 
     async fn of(mut instance: Instance) -> Result<Durable, DurableError> {
         let handles = Handles::of(&mut instance)?;
-        // Where the kernel does not say what was written, all is compared, first with the image.
-        if !instance.compiled().engine().scanner().is_exact() {
-            instance.compiled().remember_image().await?;
-        }
+        instance.compiled().remember_image().await?;
         Ok(Durable {
             instance,
             handles,
@@ -356,13 +353,12 @@ impl Durable {
                 }
                 continue;
             }
-            let is_as_in_image = image.is_some_and(|image| {
-                let at = number as usize * PAGE;
-                match image.get(at..at + PAGE) {
-                    Some(first) => first == page,
-                    None => page.iter().all(|byte| *byte == 0),
-                }
-            });
+            // A page may be written without being changed: then it is as it was in the beginning.
+            let at = number as usize * PAGE;
+            let is_as_in_image = match image.get(at..at + PAGE) {
+                Some(first) => first == page,
+                None => page.iter().all(|byte| *byte == 0),
+            };
             if !is_as_in_image {
                 self.kept.pages.insert(number, page.into());
                 self.pending.pages.insert(number);

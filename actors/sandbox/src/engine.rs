@@ -252,7 +252,7 @@ struct CompiledInner {
     sha256: [u8; 32],
     layout: Layout,
     pre: InstancePre<Host>,
-    /// What a memory of it begins with, where that is needed.
+    /// What a memory of it begins with, once one of its guests has a state that is kept.
     image: OnceLock<Vec<u8>>,
 }
 
@@ -282,9 +282,9 @@ impl Compiled {
         Ok(())
     }
 
-    /// What a memory of it begins with, zeros beyond it, if that was remembered.
-    pub(crate) fn remembered_image(&self) -> Option<&[u8]> {
-        self.0.image.get().map(Vec::as_slice)
+    /// What a memory of it begins with, zeros beyond it; empty unless it was remembered.
+    pub(crate) fn remembered_image(&self) -> &[u8] {
+        self.0.image.get().map_or(&[], Vec::as_slice)
     }
 
     pub(crate) fn pre(&self) -> &InstancePre<Host> {
