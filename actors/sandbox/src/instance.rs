@@ -156,7 +156,7 @@ impl Instance {
                 },
             )?;
         let memory = match compiled.layout().has_memory {
-            true => instance.get_memory(&mut store, "__us_m0"),
+            true => instance.get_memory(&mut store, rewrite::MEMORY),
             false => None,
         };
         Ok(Instance {
