@@ -98,8 +98,8 @@ impl Durable {
     /// See [`DurableError`].
     pub async fn create(compiled: &Compiled, setup: Setup) -> Result<Durable, DurableError> {
         let setup = admit(compiled, setup)?;
-        let instance = Instance::create(compiled, setup).await?;
-        let mut durable = Durable::of(instance).await?;
+        let mut durable = Durable::untouched(compiled, setup).await?;
+        durable.instance.initialize().await?;
         durable.keep()?;
         // A guest that did nothing yet has a first state all the same.
         durable.pending.rest = true;
@@ -120,8 +120,7 @@ impl Durable {
         let module = *compiled.sha256();
         let mut kept = Kept::default();
         let mut sequence = 0;
-        let instance = Instance::bare(compiled, setup).await?;
-        let mut durable = Durable::of(instance).await?;
+        let mut durable = Durable::untouched(compiled, setup).await?;
         if let Some(image) = image {
             if image.trailer.module != module {
                 return Err(SnapshotError::WrongModule("image").into());
@@ -168,7 +167,10 @@ impl Durable {
         match self.instance.call(export, args, with).await {
             Ok(done) => match self.keep() {
                 Ok(()) => Ok(done),
-                Err(error) => Err(CallFailed::Lost(error)),
+                Err(error) => {
+                    self.instance.set_spent(true);
+                    Err(CallFailed::Lost(error))
+                }
             },
             Err(error) => {
                 if self.instance.is_spent() {
@@ -255,9 +257,10 @@ impl Durable {
         &self.instance.setup().limits
     }
 
-    async fn of(mut instance: Instance) -> Result<Durable, DurableError> {
+    async fn untouched(compiled: &Compiled, setup: Setup) -> Result<Durable, DurableError> {
+        let mut instance = Instance::bare(compiled, setup).await?;
+        compiled.remember_image(&instance);
         let handles = Handles::of(&mut instance)?;
-        instance.compiled().remember_image().await?;
         Ok(Durable {
             instance,
             handles,
@@ -288,12 +291,11 @@ impl Durable {
 
     /// A new instance in place of a spent one, in the state that is kept.
     async fn undo(&mut self) -> Result<(), DurableError> {
-        let compiled = self.instance.compiled().clone();
-        let setup = self.instance.setup().clone();
-        let mut instance = Instance::bare(&compiled, setup).await?;
-        self.handles = Handles::of(&mut instance)?;
-        self.instance = instance;
-        self.settle().await
+        self.instance.replace().await?;
+        self.handles = Handles::of(&mut self.instance)?;
+        self.settle().await?;
+        self.instance.set_spent(false);
+        Ok(())
     }
 
     /// Brings an instance in which nothing has run into the state that is kept.

@@ -1,5 +1,5 @@
 //! What the tests of the kind share: modules from a map, and a child with its records.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
