@@ -23,7 +23,7 @@ use crate::engine::{Compiled, Limits, PAGE_BYTES};
 use crate::instance::{Instance, Setup};
 use crate::rewrite::{Obstacle, Scalar};
 use crate::snapshot::{
-    Delta, Image, ImageWriter, NO_FUNCTION, PAGE, Rest, SnapshotError, Trailer, stored_len,
+    Delta, Image, ImageWriter, NO_FUNCTION, PAGE, Rest, SnapshotError, Trailer, is_zero, stored_len,
 };
 use crate::wasi::Log;
 
@@ -282,7 +282,7 @@ impl Durable {
             match memory.get(at..at + PAGE) {
                 Some(mine) => mine != *page,
                 // Beyond what the instance begins with, there are zeros.
-                None => page.iter().any(|byte| *byte != 0),
+                None => !is_zero(page),
             }
         };
         let pages = pages.filter(differs);
@@ -359,7 +359,7 @@ impl Durable {
             let at = number as usize * PAGE;
             let is_as_in_image = match image.get(at..at + PAGE) {
                 Some(first) => first == page,
-                None => page.iter().all(|byte| *byte == 0),
+                None => is_zero(page),
             };
             if !is_as_in_image {
                 self.kept.pages.insert(number, page.into());

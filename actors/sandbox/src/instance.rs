@@ -287,7 +287,7 @@ fn memory(
     instance: &wasmtime::Instance,
 ) -> Option<Memory> {
     match compiled.layout().has_memory {
-        true => instance.get_memory(store, "__us_m0"),
+        true => instance.get_memory(store, rewrite::MEMORY),
         false => None,
     }
 }

@@ -14,11 +14,13 @@
 //! ```
 
 pub mod abi;
+pub mod cache;
 pub mod dirty;
 pub mod durable;
 pub mod engine;
 mod files;
 pub mod instance;
+pub mod library;
 pub mod module;
 pub mod policy;
 pub mod rewrite;
@@ -31,5 +33,6 @@ pub use abi::{Args, CallError, Outcome};
 pub use durable::Durable;
 pub use engine::{Compiled, Engine, Limits};
 pub use instance::{Instance, Setup};
+pub use library::Library;
 pub use policy::Policy;
 pub use sandbox::Sandbox;

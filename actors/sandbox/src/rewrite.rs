@@ -27,6 +27,9 @@ use wasmparser::{
 /// What begins every name that is ours.
 pub const RESERVED: &str = "__us_";
 
+/// The name under which the host finds the memory.
+pub(crate) const MEMORY: &str = "__us_m0";
+
 /// The start function, called once when a guest is created.
 pub(crate) const START: &str = "__us_start";
 
@@ -410,7 +413,7 @@ impl Findings {
             section.export(name, *kind, *index);
         }
         if layout.has_memory {
-            section.export("__us_m0", ExportKind::Memory, 0);
+            section.export(MEMORY, ExportKind::Memory, 0);
         }
         for (n, (index, _)) in self.globals.iter().enumerate() {
             section.export(&format!("__us_g{n}"), ExportKind::Global, *index);

@@ -23,14 +23,13 @@
 //! **Its steps** are deltas ([`snapshot`](crate::snapshot)); the first also says what was created. **Its
 //! base** is an image.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::str::FromStr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::task::spawn_blocking;
 use understudy_protocol::id::ChildId;
 use understudy_supervision::{
     Checkpoint, Child, ChildError, Context, Handled, Kind, Request, StartError,
@@ -38,18 +37,15 @@ use understudy_supervision::{
 
 use crate::abi::{Args, CallError, Failure, Outcome};
 use crate::durable::{CallFailed, Durable, DurableError};
-use crate::engine::{Compiled, Engine, Limits};
+use crate::engine::{Compiled, Limits};
 use crate::instance::Setup;
-use crate::module::{ModuleError, ModuleSource};
+use crate::library::Library;
+use crate::module::{ModuleHash, ModuleId, ModuleSource};
 use crate::policy::{DenialSink, Policy};
 use crate::snapshot::Image;
 
 /// The kind's name in the ids of its children.
 pub const KIND: &str = "sandbox";
-
-/// How many compiled modules are kept beside those in use, for the next sandbox of the same module: one
-/// is a few megabytes.
-const SHELF: usize = 64;
 
 /// How long the line of JSON before the bytes may be: a policy may name some files.
 const MAX_HEAD: usize = 256 << 10;
@@ -58,10 +54,8 @@ const MAX_HEAD: usize = 256 << 10;
 pub struct Sandbox<M>(Arc<Inner<M>>);
 
 struct Inner<M> {
-    engine: Engine,
-    modules: M,
+    library: Library<M>,
     denials: DenialSink,
-    shelf: Arc<Mutex<VecDeque<Compiled>>>,
 }
 
 /// When what a call changed is recorded.
@@ -134,20 +128,15 @@ struct Refusal {
 }
 
 impl<M: ModuleSource> Sandbox<M> {
-    /// A kind whose guests run in this engine and come from there.
-    pub fn new(engine: Engine, modules: M) -> Sandbox<M> {
+    /// A kind whose guests come from there.
+    pub fn new(library: Library<M>) -> Sandbox<M> {
         let denials: DenialSink = Arc::new(|denial| tracing::info!(%denial, "denied"));
-        Sandbox::telling(engine, modules, denials)
+        Sandbox::telling(library, denials)
     }
 
     /// As [`Sandbox::new`], with somebody to tell of denials.
-    pub fn telling(engine: Engine, modules: M, denials: DenialSink) -> Sandbox<M> {
-        Sandbox(Arc::new(Inner {
-            engine,
-            modules,
-            denials,
-            shelf: Arc::default(),
-        }))
+    pub fn telling(library: Library<M>, denials: DenialSink) -> Sandbox<M> {
+        Sandbox(Arc::new(Inner { library, denials }))
     }
 }
 
@@ -207,42 +196,12 @@ impl<M: ModuleSource> Inner<M> {
         module: &str,
         sha256: Option<&String>,
     ) -> Result<Compiled, Refusal> {
-        let (name, version) = module.split_once('@').ok_or_else(|| {
-            let detail = format!("{module:?} is not a module's name and version, `name@version`");
-            Refusal::new("invalid", detail)
-        })?;
-        let module = self.modules.fetch(child.tenant(), name, version).await;
-        let module = module.map_err(|error| match error {
-            ModuleError::NotFound(_) => Refusal::new("not_found", error),
-            _ => Refusal::new("unavailable", error),
-        })?;
-        if sha256.is_some_and(|wanted| !wanted.eq_ignore_ascii_case(&hex(&module.sha256))) {
-            let is = hex(&module.sha256);
-            return Err(Refusal::new(
-                "conflict",
-                format!("{name}@{version} has the SHA-256 {is}"),
-            ));
-        }
-        if let Some(compiled) = take(&self.shelf, &module.sha256) {
-            return Ok(compiled);
-        }
-        let (engine, shelf) = (self.engine.clone(), self.shelf.clone());
-        // It is put on the shelf in there, so that a caller who gives up has not compiled in vain.
-        let compiling = spawn_blocking(move || {
-            let compiled = engine.compile(&module.wasm)?;
-            if *compiled.sha256() == module.sha256 {
-                put(&shelf, compiled.clone());
-            }
-            Ok(compiled)
-        });
-        match compiling.await {
-            Ok(Ok(compiled)) => Ok(compiled),
-            Ok(Err(error)) => {
-                let error: crate::engine::CompileError = error;
-                Err(Refusal::new("invalid", error))
-            }
-            Err(error) => Err(Refusal::new("unavailable", error)),
-        }
+        let invalid = |error: &dyn std::fmt::Display| Refusal::new("invalid", error);
+        let id = ModuleId::from_str(module).map_err(|error| invalid(&error))?;
+        let wanted = sha256.map(|text| ModuleHash::from_str(text)).transpose();
+        let wanted = wanted.map_err(|error| invalid(&error))?;
+        let loaded = self.library.load(child.tenant(), &id, wanted).await;
+        loaded.map_err(|error| Refusal::new(error.code(), error))
     }
 
     fn setup(&self, child: &ChildId, about: &About) -> Setup {
@@ -489,20 +448,4 @@ fn broken(error: DurableError) -> ChildError {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn take(shelf: &Mutex<VecDeque<Compiled>>, sha256: &[u8; 32]) -> Option<Compiled> {
-    let mut shelf = shelf.lock().unwrap_or_else(PoisonError::into_inner);
-    let at = shelf.iter().position(|module| module.sha256() == sha256)?;
-    let module = shelf.remove(at)?;
-    shelf.push_back(module.clone());
-    Some(module)
-}
-
-fn put(shelf: &Mutex<VecDeque<Compiled>>, module: Compiled) {
-    let mut shelf = shelf.lock().unwrap_or_else(PoisonError::into_inner);
-    if shelf.len() == SHELF {
-        shelf.pop_front();
-    }
-    shelf.push_back(module);
 }

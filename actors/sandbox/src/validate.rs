@@ -20,18 +20,14 @@ use wasmparser::{
     ValidPayload, Validator, WasmFeatures,
 };
 
+use crate::rewrite::RESERVED;
 use crate::wasi;
 
-/// The proposals a module may use: WebAssembly 2.0 without `externref`, and tail calls and extended
-/// constant expressions, which compilers emit. The engine is configured with the same set.
+/// The proposals a module may use: WebAssembly 2.0 without `externref`, and extended constant
+/// expressions, which compilers emit. The engine is configured with the same set.
 pub const FEATURES: WasmFeatures = WasmFeatures::WASM2
-    .union(WasmFeatures::TAIL_CALL)
     .union(WasmFeatures::EXTENDED_CONST)
     .difference(WasmFeatures::GC_TYPES);
-
-/// Exports that begin so are the host's own: by them it reads what a guest hides. A module that has
-/// one already would take the place of the host's.
-pub const RESERVED_EXPORTS: &str = "__us_";
 
 /// The most exports, imports, custom sections and producers that [`About`] lists: what a person reads,
 /// and what an answer to a call holds.
@@ -166,19 +162,19 @@ impl ValidateError {
     /// The error's name, as programs match on it.
     pub fn code(&self) -> &'static str {
         match self {
-            ValidateError::TooLarge { .. } => "module-too-large",
-            ValidateError::NotWasm => "not-wasm",
-            ValidateError::Version { .. } => "wasm-version",
+            ValidateError::TooLarge { .. } => "module_too_large",
+            ValidateError::NotWasm => "not_wasm",
+            ValidateError::Version { .. } => "wasm_version",
             ValidateError::Component => "component",
             ValidateError::Truncated { .. } => "truncated",
             ValidateError::Malformed { .. } => "malformed",
-            ValidateError::Feature { .. } => "feature-off",
-            ValidateError::TooMany { .. } => "too-many",
-            ValidateError::Import { .. } => "unknown-import",
+            ValidateError::Feature { .. } => "feature_off",
+            ValidateError::TooMany { .. } => "too_many",
+            ValidateError::Import { .. } => "unknown_import",
             ValidateError::Preview0 { .. } => "preview0",
             ValidateError::GoJs { .. } => "gojs",
-            ValidateError::ImportType { .. } => "import-type",
-            ValidateError::ReservedExport { .. } => "reserved-export",
+            ValidateError::ImportType { .. } => "import_type",
+            ValidateError::ReservedExport { .. } => "reserved_export",
         }
     }
 
@@ -591,7 +587,7 @@ impl<'a> Reading<'a> {
             offset..offset,
         )?;
         let name = export.name.to_owned();
-        if name.starts_with(RESERVED_EXPORTS) {
+        if name.starts_with(RESERVED) {
             return Err(ValidateError::ReservedExport { name, offset });
         }
         let type_text = match export.kind {

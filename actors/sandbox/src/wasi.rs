@@ -28,6 +28,7 @@ use crate::policy::{
     BUFFERS_MAX, COPY_BYTES_MAX, Clock, DENIALS_MAX, Denial, DenialSink, LOG_BYTES_MAX, Output,
     PATH_BYTES_MAX, Policy, RANDOM_BYTES_MAX, Random, SUBSCRIPTIONS_MAX,
 };
+use crate::rewrite;
 
 /// The module from which guests import.
 pub const MODULE: &str = "wasi_snapshot_preview1";
@@ -940,7 +941,10 @@ fn answer<T: 'static>(
     get: fn(&mut T) -> &mut Wasi,
     call: impl FnOnce(&mut View<'_>) -> Result<(), Errno>,
 ) -> i32 {
-    let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
+    // The one that preview 1 asks for; or, of a module that hides it, the name that it has for us.
+    let memory = caller.get_export("memory");
+    let memory = memory.or_else(|| caller.get_export(rewrite::MEMORY));
+    let Some(Extern::Memory(memory)) = memory else {
         return Errno::FAULT.0.into();
     };
     let (memory, data) = memory.data_and_store_mut(caller);

@@ -5,12 +5,12 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Kept, bytes, create, engine, head, numbers, shelf, start};
+use common::{Kept, Shelf, bytes, create, engine, head, numbers, shelf, start};
 use serde_json::{Value, json};
 use understudy_sandbox::abi::CallError;
 use understudy_sandbox::durable::{CallFailed, DurableError};
 use understudy_sandbox::snapshot::{Delta, Image, SnapshotError};
-use understudy_sandbox::{Args, Compiled, Durable, Engine, Outcome, Sandbox, Setup};
+use understudy_sandbox::{Args, Compiled, Durable, Engine, Library, Outcome, Sandbox, Setup};
 use understudy_supervision::{Checkpoint, StartError, testing};
 
 fn setup() -> Setup {
@@ -282,9 +282,13 @@ async fn a_failed_call_is_undone_in_a_pool_without_a_free_slot() {
 
 // As a child.
 
+fn sandboxes(modules: Shelf) -> Sandbox<Shelf> {
+    Sandbox::new(Library::new(engine(), modules))
+}
+
 #[tokio::test]
 async fn both_guests_come_back_as_the_kinds_promise_wants_it() {
-    let kind = Sandbox::new(engine(), shelf());
+    let kind = sandboxes(shelf());
     let create = create("hidden@1.0.0");
     let draw = numbers("draw", json!([]));
     let swap = numbers("swap", json!([0, 2]));
@@ -300,7 +304,7 @@ async fn both_guests_come_back_as_the_kinds_promise_wants_it() {
 
 #[tokio::test]
 async fn only_what_changed_something_takes_a_step() {
-    let kind = Sandbox::new(engine(), shelf());
+    let kind = sandboxes(shelf());
     let mut kept = Kept::begin(&kind).await;
     kept.call(&create("ledger@1.0.0")).await;
     let steps = [
@@ -326,7 +330,7 @@ async fn only_what_changed_something_takes_a_step() {
 
 #[tokio::test]
 async fn answers_have_bytes_errors_have_names_and_a_trap_says_where() {
-    let kind = Sandbox::new(engine(), shelf());
+    let kind = sandboxes(shelf());
     let mut kept = Kept::begin(&kind).await;
     kept.call(&create("ledger@1.0.0")).await;
     let drawn = kept.call(&bytes("draw", b"ada")).await;
@@ -355,10 +359,12 @@ async fn wrong_requests_are_answered_with_a_code_and_leave_nothing_behind() {
     modules
         .0
         .insert("broken@1.0.0".into(), b"\0asm\x01\0\0\0\x01".to_vec());
-    let kind = Sandbox::new(engine(), modules);
+    let kind = sandboxes(modules);
     let mut kept = Kept::begin(&kind).await;
     let long = vec![b' '; 300 << 10];
-    let refusals: [(Vec<u8>, &str); 12] = [
+    let other = "0".repeat(64);
+    let other = json!({"op": "create", "module": "hidden@1.0.0", "sha256": other}).to_string();
+    let refusals: [(Vec<u8>, &str); 13] = [
         (b"".to_vec(), "invalid"),
         (b"{\"op\":\"fly\"}".to_vec(), "invalid"),
         (long, "invalid"),
@@ -370,8 +376,9 @@ async fn wrong_requests_are_answered_with_a_code_and_leave_nothing_behind() {
         (create("dropping@1.0.0"), "state_not_checkpointable"),
         (
             b"{\"op\":\"create\",\"module\":\"hidden@1.0.0\",\"sha256\":\"00\"}".to_vec(),
-            "conflict",
+            "invalid",
         ),
+        (other.into_bytes(), "conflict"),
         (
             b"{\"op\":\"create\",\"module\":\"hidden@1.0.0\",\"policy\":{\"net\":1}}".to_vec(),
             "invalid",
@@ -395,7 +402,7 @@ async fn wrong_requests_are_answered_with_a_code_and_leave_nothing_behind() {
 
 #[tokio::test]
 async fn a_checkpoint_that_cannot_be_read_is_an_error_and_never_a_fresh_start() {
-    let kind = Sandbox::new(engine(), shelf());
+    let kind = sandboxes(shelf());
     let mut kept = Kept::begin(&kind).await;
     kept.call(&create("hidden@1.0.0")).await;
     kept.call(&numbers("draw", json!([]))).await;
@@ -416,7 +423,7 @@ async fn a_checkpoint_that_cannot_be_read_is_an_error_and_never_a_fresh_start() 
     let base = kept.records.base.clone().unwrap();
     refused(Checkpoint::new(Some(base.clone()), vec![steps[1].clone()])).await;
     refused(Checkpoint::new(Some(base.slice(..base.len() - 1)), vec![])).await;
-    let gone = Sandbox::new(engine(), common::Shelf::default());
+    let gone = sandboxes(Shelf::default());
     let started = start(&gone, &kept.records).await;
     assert!(matches!(started, Err(StartError::Failed(_))));
 }

@@ -12,7 +12,7 @@ mod common;
 use common::{Chance, Kept, LEDGER, bytes, create, engine, head, numbers, shelf};
 use serde_json::json;
 use understudy_sandbox::snapshot::Delta;
-use understudy_sandbox::{Args, Durable, Engine, Outcome, Sandbox, Setup};
+use understudy_sandbox::{Args, Durable, Engine, Library, Outcome, Sandbox, Setup};
 use understudy_supervision::Kind;
 
 const SCHEDULES: u64 = 200;
@@ -85,7 +85,7 @@ async fn run(kind: &impl Kind, module: &str, seed: u64, call: fn(&mut Chance) ->
 }
 
 async fn all(engine: Engine, schedules: u64) {
-    let kind = Sandbox::new(engine, shelf());
+    let kind = Sandbox::new(Library::new(engine, shelf()));
     let mut kills = 0;
     for seed in 0..schedules {
         kills += run(&kind, "hidden@1.0.0", seed, hidden).await;

@@ -6,12 +6,11 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use understudy_protocol::id::{ChildId, IncarnationId};
 use understudy_protocol::wire::envelope::CallKey;
 use understudy_sandbox::Engine;
 use understudy_sandbox::dirty::Scanner;
-use understudy_sandbox::module::{Module, ModuleError, ModuleSource};
+use understudy_sandbox::module::{Module, ModuleError, ModuleId, ModuleSource};
 use understudy_supervision::{Checkpoint, Child, Context, Handled, Kind, Request, StartError};
 
 pub const HIDDEN: &str = include_str!("../guests/hidden.wat");
@@ -22,14 +21,10 @@ pub const LEDGER: &[u8] = include_bytes!("../guests/ledger.wasm");
 pub struct Shelf(pub BTreeMap<String, Vec<u8>>);
 
 impl ModuleSource for Shelf {
-    async fn fetch(&self, _: &str, name: &str, version: &str) -> Result<Module, ModuleError> {
-        let name = format!("{name}@{version}");
-        let wasm = self.0.get(&name).cloned();
-        let wasm = wasm.ok_or(ModuleError::NotFound(name))?;
-        Ok(Module {
-            sha256: Sha256::digest(&wasm).into(),
-            wasm: wasm.into(),
-        })
+    async fn fetch(&self, _: &str, id: &ModuleId) -> Result<Module, ModuleError> {
+        let wasm = self.0.get(&id.to_string()).cloned();
+        let wasm = wasm.ok_or(ModuleError::NotFound(id.to_string()))?;
+        Ok(Module::new(wasm))
     }
 }
 
