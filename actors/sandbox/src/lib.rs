@@ -27,6 +27,7 @@ pub mod pool;
 pub mod rewrite;
 pub mod sandbox;
 pub mod snapshot;
+pub mod threads;
 pub mod validate;
 pub mod wasi;
 
