@@ -165,7 +165,7 @@ impl<M: ModuleSource> Inner<M> {
             return Ok(None);
         }
         let bad = |error: &dyn std::fmt::Display| StartError::BadCheckpoint(error.to_string());
-        let image = checkpoint.base.as_deref().map(Image::decode).transpose();
+        let image = checkpoint.base.as_deref().map(Image::open).transpose();
         let image = image.map_err(|error| bad(&error))?;
         let mut about = image.as_ref().map(|image| image.trailer.about.clone());
         let mut deltas = Vec::new();
@@ -296,7 +296,7 @@ impl<M: ModuleSource> Guest<M> {
         let setup = self.inner.setup(&self.child, &about);
         let guest = Durable::create(&compiled, setup).await;
         let mut guest = guest.map_err(Refusal::of_durable)?;
-        let delta = guest.take_delta().unwrap_or_default();
+        let delta = guest.take_delta().await.unwrap_or_default();
         let effect = step(Some(words(&about)), delta);
         self.live = Some(Live { about, guest });
         Ok(Handled::step(answer(json!({"ok": true})), effect))
@@ -342,7 +342,7 @@ impl<M: ModuleSource> Guest<M> {
         let answer = join(&head, bytes);
         // `Interval` is recorded with every call too, until somebody prods a child between its calls:
         // more than was asked for, never less.
-        Ok(match live.guest.take_delta() {
+        Ok(match live.guest.take_delta().await {
             Some(delta) => Handled::step(answer, step(None, delta)),
             None => Handled::read(answer),
         })
