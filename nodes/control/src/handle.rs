@@ -106,8 +106,8 @@ pub enum CallError {
         /// What there is.
         known: Vec<String>,
     },
-    /// Not done: the step and its answer do not fit a record.
-    #[error("the step and its answer do not fit a record")]
+    /// Not done: the answer is above 1 MiB, or the step or the state after it above 64 MiB.
+    #[error("the answer, the step or the state after it is above its limit")]
     TooLarge,
     /// The caller's time is over.
     #[error("no answer within {:.1} s; {}", patience.as_secs_f64(), if *maybe_done {

@@ -10,6 +10,10 @@
 //!              └──> Load ──> Loaded ──> Start ──> Started            └──> (nothing: the caller asks again)
 //! ```
 //!
+//! A child may ask to be prodded: it gets a call of the node's own in its turn, and the step that it
+//! takes is a record without a call. A child may also answer before its step (loosely): then the reply
+//! says so, and the first step after it holds the call.
+//!
 //! A reply, a read's too, waits until every record that it reflects is acknowledged, and leaves only
 //! while the lease is valid (E1). A child whose effect could not be written is dropped and loaded
 //! again: its memory is ahead of its records.

@@ -151,7 +151,8 @@ pub enum Answer {
     },
     /// Not done: the key was used for another request.
     Conflict,
-    /// Not done, and no retry will help: the step and its answer do not fit a record.
+    /// Not done, and no retry will help: the answer, the step or the state after it is above its
+    /// limit.
     TooLarge,
     /// Not done, all the time that the client waited: the unit is quarantined, or no complete replica
     /// of it answers.

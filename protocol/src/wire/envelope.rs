@@ -127,7 +127,8 @@ pub enum Outcome {
     /// Nobody can say whether it was done: retry with the same key.
     #[n(5)]
     Unknown,
-    /// Not done, and no retry will help: the step and its answer do not fit a record.
+    /// Not done, and no retry will help: the answer, the step or the state after it is above its
+    /// limit.
     #[n(6)]
     TooLarge,
 }
