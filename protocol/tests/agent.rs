@@ -111,6 +111,7 @@ impl World {
                     answer: Bytes::from_static(b"done").into(),
                     effect: Some(envelope.body.into()),
                     state: snapshot.then(|| vec![7; self.state].into()),
+                    durable: true,
                 }),
                 Action::Reply(reply) => self.outcomes.push(reply.outcome),
                 _ => {}

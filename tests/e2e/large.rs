@@ -69,6 +69,17 @@ impl Large {
 
     /// The node that runs it.
     async fn owner(&self) -> Result<usize> {
+        let (owner, _) = self.owner_and_unit().await?;
+        let mut nodes = 0..self.cluster.size();
+        let nth = nodes.find(|nth| self.cluster.name(*nth) == owner);
+        nth.context("a node of another name owns it")
+    }
+
+    async fn unit(&self) -> Result<String> {
+        Ok(self.owner_and_unit().await?.1)
+    }
+
+    async fn owner_and_unit(&self) -> Result<(String, String)> {
         let child = ChildId::parse(self.child)?;
         let slot = u64::from(child.slot().get());
         for nth in 0..self.cluster.size() {
@@ -81,11 +92,11 @@ impl Large {
                 let (start, end) = (end("start"), end("end"));
                 start.is_some_and(|start| start <= slot) && end.is_some_and(|end| slot < end)
             };
-            let owner = owners.iter().find(|(_, units)| units.iter().any(holds));
-            if let Some((name, _)) = owner {
-                let mut nodes = 0..self.cluster.size();
-                let nth = nodes.find(|nth| self.cluster.name(*nth) == name);
-                return nth.context("a node of another name owns it");
+            for (owner, units) in owners {
+                if let Some(unit) = units.iter().find(|unit| holds(unit)) {
+                    let name = unit["unit"].as_str().or(unit["id"].as_str());
+                    return Ok((owner, name.context("a unit has a name")?.to_owned()));
+                }
             }
         }
         bail!("nobody owns {}", self.child)
@@ -183,6 +194,30 @@ async fn a_step_above_the_limit_is_refused_in_words_and_the_child_goes_on() -> R
         ensure!(answer == expected, "from KiB {at} on it is another state");
     }
     large.cluster.shut_down(PATIENCE).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_loosely_is_handed_out_before_its_unit_moves() -> Result<()> {
+    let cluster = Cluster::start(exe(), options()).await?;
+    let mut loose = Large {
+        cluster,
+        child: "acme/testing-loose/one",
+        state: Vec::new(),
+        calls: 0,
+    };
+    for sum in 1..=3 {
+        ensure!(loose.call("hold 1").await? == sum.to_string());
+    }
+    loose.calls -= 1;
+    ensure!(loose.call("hold 1").await? == "3", "it is done once");
+    let owner = loose.owner().await?;
+    let (unit, to) = (loose.unit().await?, (owner + 1) % loose.cluster.size());
+    loose.cluster.send(&unit, to).await?;
+    ensure!(loose.owner().await? != owner, "it has moved");
+    ensure!(loose.call("get").await? == "3", "nothing of it was lost");
+    loose.calls -= 2;
+    ensure!(loose.call("hold 1").await? == "3", "nor was its last key");
+    loose.cluster.shut_down(PATIENCE).await.map(drop)
 }
 
 fn options() -> Options {

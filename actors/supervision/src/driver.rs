@@ -74,14 +74,29 @@ pub enum DriverEvent {
         effect: Option<Content>,
         /// Its whole state after the step, when a snapshot was asked for and there was a step.
         state: Option<Content>,
+        /// See [`Handled::durable`](crate::child::Handled::durable).
+        durable: bool,
     },
-    /// The child has carried a call out, and what it handed out cannot be kept. Nothing of the call
+    /// The child wants to be prodded. Not said again before it has been.
+    Prod(ChildId),
+    /// The child was prodded.
+    Prodded {
+        /// Which.
+        child: ChildId,
+        /// The step it took.
+        effect: Option<Content>,
+        /// Its whole state after the step, when a snapshot was asked for and there was a step.
+        state: Option<Content>,
+        /// See [`Handled::durable`](crate::child::Handled::durable).
+        durable: bool,
+    },
+    /// The child was called or prodded, and what it handed out cannot be kept. Nothing of the call
     /// may count: stop the child, and start it from what was recorded before.
     Unkept {
         /// Whose.
         child: ChildId,
-        /// Which call.
-        call: CallId,
+        /// Which call; none for a prod.
+        call: Option<CallId>,
         /// Why.
         reason: KeepError,
     },
@@ -224,6 +239,20 @@ impl Driver {
         let message = Message::Execute { envelope, snapshot };
         // One that has just ended does not hear it; its end is on its way.
         let _ = running.actor.send_message(message);
+    }
+
+    /// Prods the child, as [`Driver::execute`] hands it a call. Ends in [`DriverEvent::Prodded`] or
+    /// [`DriverEvent::Ended`].
+    pub fn prod(&mut self, child: &ChildId, snapshot: bool) {
+        let Some(running) = self.children.get(child).filter(|running| running.is_up()) else {
+            return;
+        };
+        if running.busy.swap(true, Ordering::AcqRel) {
+            tracing::error!(%child, "prodded while at work: refused");
+            return;
+        }
+        // As above.
+        let _ = running.actor.send_message(Message::Prod { snapshot });
     }
 
     /// Tells the child to stop once the call at work is answered; after [`STOP_LIMIT`] it is killed.

@@ -1,6 +1,6 @@
 //! What the author of a kind tests it with, and kinds that misbehave on request.
 //!
-//! Owns: the check that a child comes back as it was, and four kinds for testing what stands around a
+//! Owns: the check that a child comes back as it was, and five kinds for testing what stands around a
 //! child. They are in no list of kinds unless [`register`] put them there; the end-to-end tests do.
 //!
 //! | kind | request | what happens |
@@ -17,6 +17,9 @@
 //! | | `patch AT KIB SEED` | so much noise stands in its state from the KiB `AT` on |
 //! | | `read AT KIB` | it answers this part of its state, in hexadecimal digits |
 //! | | `answer KIB SEED` | it answers so much noise in hexadecimal digits, and takes a step |
+//! | `testing-loose` | `add N` | it counts, answers the sum loosely, and has itself prodded |
+//! | | `hold N` | likewise, but it has itself not prodded |
+//! | | `get` | it answers the sum |
 //!
 //! Each answers `alive` to everything else. The first three have no state; so that the directory's
 //! strikes and restarts are all that is left of them.
@@ -30,11 +33,11 @@ use understudy_protocol::supervision::Exit;
 use understudy_protocol::wire::envelope::CallKey;
 
 use crate::child::{
-    Checkpoint, Child, ChildError, Context, Ender, Handled, Kind, Request, StartError,
+    Checkpoint, Child, ChildError, Context, Ender, Handled, Kind, Prodder, Request, StartError,
 };
 use crate::kinds::Kinds;
 
-/// These kinds, the three that misbehave and the one that is large.
+/// These kinds, the three that misbehave, the large one and the loose one.
 #[must_use]
 pub fn register(kinds: Kinds) -> Kinds {
     kinds
@@ -42,6 +45,7 @@ pub fn register(kinds: Kinds) -> Kinds {
         .with("testing-slow", Misbehaving)
         .with("testing-faulty", Misbehaving)
         .with("testing-large", Large)
+        .with("testing-loose", Loose)
 }
 
 /// So many KiB that no two seeds have in common: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
@@ -245,6 +249,62 @@ impl Child for Bulk {
 
     async fn snapshot(&mut self) -> Result<Bytes, ChildError> {
         Ok(self.0.clone().into())
+    }
+}
+
+/// Its children answer before their steps are recorded.
+struct Loose;
+
+struct Sum {
+    sum: i64,
+    is_held: bool,
+    prodder: Prodder,
+}
+
+impl Kind for Loose {
+    type Child = Sum;
+
+    async fn start(&self, context: Context, checkpoint: Checkpoint) -> Result<Sum, StartError> {
+        let last = checkpoint.steps.into_iter().next_back().or(checkpoint.base);
+        let sum = match last {
+            Some(last) => std::str::from_utf8(&last)
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| StartError::BadCheckpoint("it is no number".into()))?,
+            None => 0,
+        };
+        Ok(Sum {
+            sum,
+            is_held: false,
+            prodder: context.prodder(),
+        })
+    }
+}
+
+impl Child for Sum {
+    async fn handle(&mut self, request: Request) -> Result<Handled, ChildError> {
+        if request.is_prod() {
+            let holds = std::mem::take(&mut self.is_held);
+            return Ok(match holds {
+                true => Handled::step("", self.sum.to_string()),
+                false => Handled::read(""),
+            });
+        }
+        let text = String::from_utf8_lossy(&request.body);
+        let (word, rest) = text.split_once(' ').unwrap_or((&text, "0"));
+        if word == "get" {
+            return Ok(Handled::read(self.sum.to_string()));
+        }
+        self.sum += rest.parse::<i64>().unwrap_or(0);
+        self.is_held = true;
+        if word == "add" {
+            self.prodder.prod();
+        }
+        Ok(Handled::loose(self.sum.to_string()))
+    }
+
+    async fn snapshot(&mut self) -> Result<Bytes, ChildError> {
+        Ok(self.sum.to_string().into())
     }
 }
 

@@ -148,6 +148,7 @@ async fn a_step_comes_with_its_effect_and_with_the_state_when_it_is_asked_for() 
             answer: bytes(answer),
             effect: effect.map(bytes),
             state: state.map(bytes),
+            durable: true,
         };
         assert_eq!(stage.next().await, expected, "{body}");
     }
@@ -297,7 +298,7 @@ async fn an_unknown_kind_is_refused_with_the_names_of_the_known() {
     assert_eq!(exit, Exit::Abnormal);
     assert_eq!(
         reason,
-        "there is no kind \"abacus\" here; there are: counter, testing-faulty, testing-large, testing-poison, testing-slow"
+        "there is no kind \"abacus\" here; there are: counter, testing-faulty, testing-large, testing-loose, testing-poison, testing-slow"
     );
 }
 
@@ -323,6 +324,8 @@ async fn an_event_that_waits_for_room_holds_up_its_own_child_alone() {
             DriverEvent::Started(child) => (child, "started"),
             DriverEvent::Executed { child, .. } => (child, "executed"),
             DriverEvent::Unkept { child, .. } => (child, "unkept"),
+            DriverEvent::Prod(child) => (child, "wants a prod"),
+            DriverEvent::Prodded { child, .. } => (child, "prodded"),
             DriverEvent::Ended { child, .. } => (child, "ended"),
         };
         heard.entry(child).or_default().push(what);
@@ -707,7 +710,7 @@ async fn what_is_too_long_or_cannot_be_kept_is_said_and_its_call_does_not_count(
             DriverEvent::Executed { .. } => assert!(fits, "{effect} {state}"),
             DriverEvent::Unkept { call, reason, .. } => {
                 assert!(!fits, "{effect} {state}: {reason}");
-                assert_eq!(call, asked);
+                assert_eq!(call, Some(asked));
                 assert!(matches!(reason, KeepError::TooLong(_)), "{reason}");
             }
             other => panic!("{other:?}"),
@@ -738,4 +741,38 @@ async fn what_is_too_long_or_cannot_be_kept_is_said_and_its_call_does_not_count(
         ),
         "{said:?}"
     );
+}
+
+#[tokio::test]
+async fn a_child_is_prodded_when_it_wants_to_be_and_hands_out_what_it_held() {
+    let mut stage = Stage::new(Kinds::new());
+    let child = stage.up("t/testing-loose/a").await;
+    let loose = |call, sum| DriverEvent::Executed {
+        child: id("t/testing-loose/a"),
+        call,
+        answer: bytes(sum),
+        effect: None,
+        state: None,
+        durable: false,
+    };
+    let call = stage.ask(&child, "hold 4", true);
+    assert_eq!(stage.next().await, loose(call, "4"));
+    let call = stage.ask(&child, "add 3", false);
+    assert_eq!(stage.next().await, loose(call, "7"));
+    assert_eq!(stage.next().await, DriverEvent::Prod(child.clone()));
+    let call = stage.ask(&child, "add 1", false);
+    assert_eq!(stage.next().await, loose(call, "8"));
+    stage.driver.prod(&child, true);
+    let prodded = |effect: Option<&str>, state: Option<&str>| DriverEvent::Prodded {
+        child: id("t/testing-loose/a"),
+        effect: effect.map(bytes),
+        state: state.map(bytes),
+        durable: true,
+    };
+    // It wanted it twice before it came: that was said once.
+    assert_eq!(stage.next().await, prodded(Some("8"), Some("8")));
+    stage.driver.prod(&child, true);
+    assert_eq!(stage.next().await, prodded(None, None));
+    stage.driver.stop(&child);
+    assert_eq!(stage.end_of(&child).await.0, Exit::Shutdown);
 }

@@ -363,12 +363,26 @@ impl Core {
                 answer,
                 effect,
                 state,
+                durable,
             } => agent::Event::Executed {
                 child,
                 call,
                 answer,
                 effect,
                 state,
+                durable,
+            },
+            DriverEvent::Prod(child) => agent::Event::Prod(child),
+            DriverEvent::Prodded {
+                child,
+                effect,
+                state,
+                durable,
+            } => agent::Event::Prodded {
+                child,
+                effect,
+                state,
+                durable,
             },
             DriverEvent::Unkept {
                 child,

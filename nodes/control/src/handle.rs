@@ -74,6 +74,9 @@ pub struct Answered {
     pub body: Bytes,
     /// The last record that it reflects.
     pub reflects: Seq,
+    /// All that it reflects is in records that are acknowledged. If not, the end of the child takes it
+    /// along.
+    pub durable: bool,
     /// Who served it.
     pub node: NodeId,
 }
@@ -104,8 +107,8 @@ pub enum CallError {
         /// What there is.
         known: Vec<String>,
     },
-    /// Not done: the step and its answer do not fit a record.
-    #[error("the step and its answer do not fit a record")]
+    /// Not done: the answer is above 1 MiB, or the step or the state after it above 64 MiB.
+    #[error("the answer, the step or the state after it is above its limit")]
     TooLarge,
     /// The caller's time is over.
     #[error("no answer within {:.1} s; {}", patience.as_secs_f64(), if *maybe_done {

@@ -144,12 +144,15 @@ pub enum Answer {
         body: Bytes,
         /// The last record that it reflects.
         reflects: Seq,
+        /// All that it reflects is in records.
+        durable: bool,
         /// Where it was done.
         node: NodeId,
     },
     /// Not done: the key was used for another request.
     Conflict,
-    /// Not done, and no retry will help: the step and its answer do not fit a record.
+    /// Not done, and no retry will help: the answer, the step or the state after it is above its
+    /// limit.
     TooLarge,
     /// Not done, all the time that the client waited: the unit is quarantined, or no complete replica
     /// of it answers.
@@ -406,10 +409,15 @@ impl Caller {
         }
         let current = call.step == Step::Sent(attempt);
         match outcome {
-            Outcome::Answered { body, reflects } => {
+            Outcome::Answered {
+                body,
+                reflects,
+                durable,
+            } => {
                 let answer = Answer::Answered {
                     body,
                     reflects,
+                    durable,
                     node,
                 };
                 self.answer(now, number, answer);

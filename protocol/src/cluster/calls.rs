@@ -135,6 +135,30 @@ impl Calls {
         self.known.iter().map(call).collect()
     }
 
+    /// Those of these that are still remembered, for the first record that holds their effects.
+    pub fn of(&mut self, now: Time, keys: &BTreeSet<CallKey>) -> Vec<Remembered> {
+        self.expire(now);
+        let call = |key: &CallKey| {
+            let known = self.known.get(key)?;
+            Some(Remembered {
+                key: key.clone(),
+                request_hash: known.request_hash,
+                answer: known.answer.clone(),
+                seq: None,
+            })
+        };
+        keys.iter().filter_map(call).collect()
+    }
+
+    /// The effects of these calls are in this record now.
+    pub fn recorded(&mut self, keys: &BTreeSet<CallKey>, seq: Seq) {
+        for key in keys {
+            if let Some(known) = self.known.get_mut(key) {
+                known.seq = seq;
+            }
+        }
+    }
+
     /// How many calls are remembered. At most [`CALLS_MAX`] and, after a takeover, one for each step
     /// above the base: all are kept for their time anew.
     pub fn len(&self) -> usize {

@@ -42,3 +42,29 @@ pub(crate) mod cbor_bytes {
         Ok(Bytes::copy_from_slice(d.bytes()?))
     }
 }
+
+/// A fact that is only told where it is not so.
+pub(crate) mod unless_durable {
+    use minicbor::decode::{Decoder, Error as DecodeError};
+    use minicbor::encode::{Encoder, Error as EncodeError, Write};
+
+    pub(crate) fn encode<C, W: Write>(
+        durable: &bool,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        e.bool(*durable)?.ok()
+    }
+
+    pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<bool, DecodeError> {
+        d.bool()
+    }
+
+    pub(crate) fn is_nil(durable: &bool) -> bool {
+        *durable
+    }
+
+    pub(crate) fn nil() -> Option<bool> {
+        Some(true)
+    }
+}

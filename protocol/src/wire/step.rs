@@ -26,6 +26,10 @@ pub struct Step {
     /// The child's bytes.
     #[n(1)]
     pub effect: Content,
+    /// Calls that were answered before their effects were in any record: this one is the first that
+    /// holds them. At most [`CALLS_MAX`].
+    #[cbor(n(2), with = "earlier", has_nil)]
+    pub earlier: Vec<Remembered>,
 }
 
 /// The body of a snapshot.
@@ -63,8 +67,8 @@ pub const CALLS_MAX: usize = 512;
 impl Step {
     /// The version that the record of this body says.
     pub fn schema(&self) -> u16 {
-        let answer = self.call.iter().map(|call| &call.answer);
-        schema_of(answer.chain([&self.effect]))
+        let calls = self.call.iter().chain(&self.earlier);
+        schema_of(calls.map(|call| &call.answer).chain([&self.effect]))
     }
 }
 
@@ -88,8 +92,8 @@ pub fn named_by(record: &Record) -> Result<Vec<Pieces>, codec::DecodeError> {
     let contents: Vec<Content> = match record.kind {
         RecordKind::Delta => {
             let step: Step = decode_exact(&record.body)?;
-            let answer = step.call.map(|call| call.answer);
-            answer.into_iter().chain([step.effect]).collect()
+            let calls = step.call.into_iter().chain(step.earlier);
+            calls.map(|call| call.answer).chain([step.effect]).collect()
         }
         RecordKind::Snapshot => {
             let base: Base = decode_exact(&record.body)?;
@@ -116,6 +120,35 @@ pub const SCHEMA_INLINE: u16 = 1;
 
 /// Something in the body stands there by the names of its pieces.
 pub const SCHEMA_PIECES: u16 = 2;
+
+/// A list that is left out where there is nothing in it: as every step was before there were any.
+mod earlier {
+    use super::{DecodeError, Decoder, Encode, Remembered, Vec, decode_calls};
+    use minicbor::encode::{Encoder, Error as EncodeError, Write};
+
+    pub(super) fn encode<C, W: Write>(
+        calls: &[Remembered],
+        e: &mut Encoder<W>,
+        ctx: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        calls.encode(e, ctx)
+    }
+
+    pub(super) fn decode<C>(
+        d: &mut Decoder<'_>,
+        ctx: &mut C,
+    ) -> Result<Vec<Remembered>, DecodeError> {
+        decode_calls(d, ctx)
+    }
+
+    pub(super) fn is_nil(calls: &[Remembered]) -> bool {
+        calls.is_empty()
+    }
+
+    pub(super) fn nil() -> Option<Vec<Remembered>> {
+        Some(Vec::new())
+    }
+}
 
 fn decode_calls<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<Vec<Remembered>, DecodeError> {
     let calls: Vec<Remembered> = d.decode_with(ctx)?;

@@ -271,6 +271,7 @@ pub fn steps() -> Vec<(&'static str, Step)> {
     let step = |key: Option<CallKey>| Step {
         call: key.map(|key| remembered(key, None)),
         effect: effect.clone().into(),
+        earlier: Vec::new(),
     };
     let in_pieces = Step {
         call: Some(Remembered {
@@ -278,12 +279,18 @@ pub fn steps() -> Vec<(&'static str, Step)> {
             ..remembered(internal(7), None)
         }),
         effect: pieces(66 * 65_536),
+        earlier: Vec::new(),
+    };
+    let with_earlier = Step {
+        earlier: vec![remembered(internal(8), None), remembered(internal(9), None)],
+        ..step(None)
     };
     vec![
         ("step-by-itself", step(None)),
         ("step-of-a-client", step(Some(client))),
         ("step-of-a-gateway", step(Some(internal(7)))),
         ("step-in-pieces", in_pieces),
+        ("step-with-earlier-calls", with_earlier),
     ]
 }
 
@@ -521,6 +528,15 @@ fn calls(samples: &mut Vec<Sample>) {
             Outcome::Answered {
                 body: Bytes::from_static(b"ok"),
                 reflects: Seq(8),
+                durable: true,
+            },
+        ),
+        (
+            "answered-loosely",
+            Outcome::Answered {
+                body: Bytes::from_static(b"ok"),
+                reflects: Seq(8),
+                durable: false,
             },
         ),
         ("not-owner", Outcome::NotOwner { hint: None }),

@@ -24,11 +24,13 @@ use crate::child::{Checkpoint, Context, Handled, Request, StartError};
 use crate::kinds::{AnyChild, AnyKind, BoxFuture};
 use crate::values::{KeepError, Values, bytes_of, content_of};
 
-/// What the actor is told. The driver sends one `Execute` at a time, its watch one `Stop`, and the
-/// child one `End`: so three messages are the most that wait.
+/// What the actor is told. The driver sends one `Execute` or `Prod` at a time, its watch one `Stop`, and
+/// the child one `End` and one `WantsProd`: so four messages are the most that wait.
 #[derive(Debug)]
 pub(super) enum Message {
     Execute { envelope: Envelope, snapshot: bool },
+    Prod { snapshot: bool },
+    WantsProd,
     Stop,
     End(Verdict),
 }
@@ -68,6 +70,8 @@ pub(super) struct State {
     values: Arc<dyn Values>,
     events: mpsc::Sender<DriverEvent>,
     busy: Arc<AtomicBool>,
+    /// It said that it wants to be prodded, and has not been.
+    wants_prod: Arc<AtomicBool>,
     verdict: Option<oneshot::Sender<Verdict>>,
 }
 
@@ -88,6 +92,7 @@ impl Actor for ChildActor {
             values: birth.values,
             events: birth.events,
             busy: birth.busy,
+            wants_prod: Arc::default(),
             verdict: Some(birth.verdict),
         })
     }
@@ -111,6 +116,8 @@ impl Actor for ChildActor {
     ) -> Result<(), ActorProcessingErr> {
         let ended = match message {
             Message::Execute { envelope, snapshot } => state.execute(envelope, snapshot).await,
+            Message::Prod { snapshot } => state.prod(snapshot).await,
+            Message::WantsProd => state.say(DriverEvent::Prod(state.name.clone())).await,
             Message::Stop => Err(state.stop().await),
             Message::End(verdict) => Err(verdict),
         };
@@ -131,6 +138,13 @@ impl State {
             // An actor that has just ended does not hear it.
             let _ = actor.send_message(Message::End(Verdict { exit, reason }));
         });
+        let (actor, wants) = (myself.clone(), self.wants_prod.clone());
+        let context = context.prodded_by(move || {
+            if !wants.swap(true, Ordering::AcqRel) {
+                // As above.
+                let _ = actor.send_message(Message::WantsProd);
+            }
+        });
         let values = self.values.clone();
         let start = async move {
             let checkpoint = checkpoint(&*values, recorded).await.map_err(abnormal)?;
@@ -146,13 +160,67 @@ impl State {
 
     async fn execute(&mut self, envelope: Envelope, snapshot: bool) -> Result<(), Verdict> {
         // What waits behind the end of a child is not begun.
-        let Some(child) = &mut self.child else {
+        if self.child.is_none() {
             return Ok(());
-        };
+        }
         let Envelope {
             call, key, body, ..
         } = envelope;
-        let handled = Caught(child.handle(Request::new(key, body)))
+        let request = Request::new(key, body);
+        let child = self.name.clone();
+        let event = match self.carry_out(request, snapshot).await? {
+            Ok(kept) => DriverEvent::Executed {
+                child,
+                call,
+                answer: kept.answer,
+                effect: kept.effect,
+                state: kept.state,
+                durable: kept.durable,
+            },
+            Err(reason) => DriverEvent::Unkept {
+                child,
+                call: Some(call),
+                reason,
+            },
+        };
+        // First, so that whoever hears of it may hand in the next call.
+        self.busy.store(false, Ordering::Release);
+        self.say(event).await
+    }
+
+    async fn prod(&mut self, snapshot: bool) -> Result<(), Verdict> {
+        // First, so that what changes from now on is worth another prod.
+        self.wants_prod.store(false, Ordering::Release);
+        if self.child.is_none() {
+            return Ok(());
+        }
+        let child = self.name.clone();
+        let event = match self.carry_out(Request::prod(), snapshot).await? {
+            Ok(kept) => DriverEvent::Prodded {
+                child,
+                effect: kept.effect,
+                state: kept.state,
+                durable: kept.durable,
+            },
+            Err(reason) => DriverEvent::Unkept {
+                child,
+                call: None,
+                reason,
+            },
+        };
+        self.busy.store(false, Ordering::Release);
+        self.say(event).await
+    }
+
+    async fn carry_out(
+        &mut self,
+        request: Request,
+        snapshot: bool,
+    ) -> Result<Result<Kept, KeepError>, Verdict> {
+        let Some(child) = &mut self.child else {
+            return Err(abnormal("it has ended"));
+        };
+        let handled = Caught(child.handle(request))
             .await
             .map_err(panicked)?
             .map_err(abnormal)?;
@@ -165,25 +233,7 @@ impl State {
             ),
             false => None,
         };
-        let kept = keep(self.values.clone(), handled, state).await;
-        let child = self.name.clone();
-        // First, so that whoever hears of it may hand in the next call.
-        self.busy.store(false, Ordering::Release);
-        let event = match kept {
-            Ok((answer, effect, state)) => DriverEvent::Executed {
-                child,
-                call,
-                answer,
-                effect,
-                state,
-            },
-            Err(reason) => DriverEvent::Unkept {
-                child,
-                call,
-                reason,
-            },
-        };
-        self.say(event).await
+        Ok(keep(self.values.clone(), handled, state).await)
     }
 
     async fn stop(&mut self) -> Verdict {
@@ -211,22 +261,44 @@ impl State {
     }
 }
 
-/// What of it stands in records, and what they name. A read's answer is in no record.
+/// What of a call stands in records, or will.
+struct Kept {
+    answer: Content,
+    effect: Option<Content>,
+    state: Option<Content>,
+    durable: bool,
+}
+
+/// Keeps what is long of what stands in records. A read's answer is in none.
 async fn keep(
     values: Arc<dyn Values>,
     handled: Handled,
     state: Option<Bytes>,
-) -> Result<(Content, Option<Content>, Option<Content>), KeepError> {
-    let Some(effect) = handled.effect else {
-        return Ok((handled.answer.into(), None, None));
+) -> Result<Kept, KeepError> {
+    let Handled {
+        answer,
+        effect,
+        durable,
+    } = handled;
+    let is_read = effect.is_none() && durable;
+    let effect = match effect {
+        Some(effect) => Some(content_of(&*values, effect, INLINE_MAX).await?),
+        None => None,
     };
-    let effect = content_of(&*values, effect, INLINE_MAX).await?;
-    let answer = content_of(&*values, handled.answer, ANSWER_INLINE_MAX).await?;
+    let answer = match is_read {
+        true => answer.into(),
+        false => content_of(&*values, answer, ANSWER_INLINE_MAX).await?,
+    };
     let state = match state {
         Some(state) => Some(content_of(&*values, state, INLINE_MAX).await?),
         None => None,
     };
-    Ok((answer, Some(effect), state))
+    Ok(Kept {
+        answer,
+        effect,
+        state,
+        durable,
+    })
 }
 
 /// Everything that a child is to go on from, in memory.

@@ -73,7 +73,9 @@ impl Core {
                 call,
                 pieces,
                 reflects,
-            } => self.outlet.fetch_answer(call, pieces, reflects),
+                durable,
+            } => self.outlet.fetch_answer(call, pieces, reflects, durable),
+            agent::Action::Prod { child, snapshot } => self.driver.prod(&child, snapshot),
             agent::Action::AtWork(unit) => (self.warden.at_work)(unit),
             agent::Action::AtRest(unit) => (self.warden.at_rest)(unit),
             agent::Action::Acknowledged { .. } => {}
@@ -144,10 +146,12 @@ impl Core {
             caller::Answer::Answered {
                 body,
                 reflects,
+                durable,
                 node,
             } => Ok(Answered {
                 body,
                 reflects,
+                durable,
                 node,
             }),
             caller::Answer::Conflict => Err(CallError::Conflict),

@@ -133,7 +133,13 @@ impl Outlet {
 
     /// Fetches an answer that is kept in pieces; it comes back as an input, for the core looks at the
     /// lease last of all. Where it is not to be had, the caller asks again.
-    pub(super) fn fetch_answer(&mut self, call: CallId, pieces: Pieces, reflects: Seq) {
+    pub(super) fn fetch_answer(
+        &mut self,
+        call: CallId,
+        pieces: Pieces,
+        reflects: Seq,
+        durable: bool,
+    ) {
         while self.tasks.try_join_next().is_some() {}
         if self.tasks.len() >= REQUESTS_MAX {
             debug!(?call, "too many requests are under way");
@@ -143,7 +149,11 @@ impl Outlet {
         self.tasks.spawn(async move {
             match contents.fetch(pieces).await {
                 Ok(body) => {
-                    let outcome = Outcome::Answered { body, reflects };
+                    let outcome = Outcome::Answered {
+                        body,
+                        reflects,
+                        durable,
+                    };
                     // The core may be gone when the node stops.
                     let _ = fetched.send(Input::Fetched(Reply { call, outcome })).await;
                 }

@@ -42,6 +42,7 @@ fn put(chunks: &Chunks, prev: Head, kind: RecordKind, value: &Bytes) -> Record {
             let step = Step {
                 call: None,
                 effect: content,
+                earlier: Vec::new(),
             };
             (step.schema(), minicbor::to_vec(&step).unwrap())
         }

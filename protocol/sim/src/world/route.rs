@@ -756,6 +756,8 @@ impl World {
                 }
                 self.reply(node, reply, excused);
             }
+            // No child here is prodded.
+            agent::Action::Prod { .. } => {}
             // No answer here is long.
             agent::Action::ReplyPieces { .. } => {}
             agent::Action::AtWork(unit) => {
@@ -1257,6 +1259,7 @@ impl World {
                 answer: answer.into(),
                 effect: effect.map(Content::from),
                 state: state.map(Content::from),
+                durable: true,
             };
             let _ = process.agent.handle(local, done);
             let (mailbox, held, calls) = process.agent.usage();

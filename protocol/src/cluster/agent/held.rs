@@ -74,6 +74,7 @@ impl Node {
                         answer: Bytes::new().into(),
                         effect: Some(Bytes::from_static(b"step").into()),
                         state: None,
+                        durable: true,
                     });
                 }
                 Action::Reply(reply) => self.replies.push(reply.outcome),

@@ -79,6 +79,7 @@ impl Stage {
                     answer: Bytes::from_static(b"done").into(),
                     effect: Some(Bytes::from_static(b"step").into()),
                     state: snapshot.then(|| Bytes::from_static(b"state").into()),
+                    durable: true,
                 }),
                 _ => {}
             }
