@@ -446,7 +446,7 @@ async fn what_is_run_while_a_guest_begins_is_bounded_too() {
 
 /// Functions with bodies that a compiler does not like: many blocks, each jumping to each.
 fn slow_to_compile() -> Vec<u8> {
-    let depth = 400;
+    let depth = 190;
     let mut body = "(block ".repeat(depth);
     for n in 0..depth {
         // So many blocks are open still.
