@@ -228,6 +228,18 @@ struct Live {
     guest: Durable,
 }
 
+impl Live {
+    /// An answer with the step that holds what was done for it. The one place where it is decided when a
+    /// step is taken: [`Durability::Interval`] is recorded with every call as well, more than was asked
+    /// for and never less, as long as nobody calls a child between its calls to ask it for the rest.
+    async fn record(&mut self, answer: Vec<u8>) -> Handled {
+        match self.guest.take_delta().await {
+            Some(delta) => Handled::step(answer, step(None, delta)),
+            None => Handled::read(answer),
+        }
+    }
+}
+
 impl<M: ModuleSource> Child for Guest<M> {
     async fn handle(&mut self, request: Request) -> Result<Handled, ChildError> {
         let (head, bytes) = split(&request.body);
@@ -340,12 +352,7 @@ impl<M: ModuleSource> Guest<M> {
             denied => head["denied"] = Value::from(denied),
         }
         let answer = join(&head, bytes);
-        // `Interval` is recorded with every call too, until somebody prods a child between its calls:
-        // more than was asked for, never less.
-        Ok(match live.guest.take_delta().await {
-            Some(delta) => Handled::step(answer, step(None, delta)),
-            None => Handled::read(answer),
-        })
+        Ok(live.record(answer).await)
     }
 
     fn about(&self) -> Result<Handled, Refusal> {
