@@ -293,7 +293,7 @@ async fn a_failed_call_is_undone_in_a_pool_without_a_free_slot() {
 // As a child.
 
 fn sandboxes(modules: Shelf) -> Sandbox<Shelf> {
-    Sandbox::new(Library::new(engine(), modules))
+    Sandbox::new(Library::new(engine(), common::threads(), modules))
 }
 
 #[tokio::test]

@@ -104,7 +104,7 @@ async fn warm_calls_a_second() {
     let mut kept = Durable::create(&compiled, Setup::of("acme", "f"))
         .await
         .unwrap();
-    let kind = Sandbox::new(Library::new(engine(), shelf()));
+    let kind = Sandbox::new(Library::new(engine(), common::threads(), shelf()));
     let mut child = Kept::begin(&kind).await;
     child.call(&create("ledger@1.0.0")).await;
     let request = bytes("draw", b"ada");

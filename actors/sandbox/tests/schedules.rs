@@ -88,7 +88,7 @@ async fn run(kind: &impl Kind, module: &str, seed: u64, call: fn(&mut Chance) ->
 }
 
 async fn all(engine: Engine, schedules: u64) {
-    let kind = Sandbox::new(Library::new(engine, shelf()));
+    let kind = Sandbox::new(Library::new(engine, common::threads(), shelf()));
     let mut kills = 0;
     for seed in 0..schedules {
         kills += run(&kind, "hidden@1.0.0", seed, hidden).await;
@@ -111,7 +111,7 @@ async fn the_same_holds_for_a_guest_with_goroutines_and_a_garbage_collector() {
     };
     let mut modules = shelf();
     modules.0.insert("go@1.0.0".to_owned(), wasm);
-    let kind = Sandbox::new(Library::new(engine(), modules));
+    let kind = Sandbox::new(Library::new(engine(), common::threads(), modules));
     let mut kills = 0;
     for seed in 0..SCHEDULES / 10 {
         kills += run(&kind, "go@1.0.0", seed, ledger).await;
