@@ -88,8 +88,7 @@ const FUNCTIONS: [(&str, &str); 46] = [
 ];
 
 /// Those that are refused whatever the policy says, because there is nothing they could reach.
-const REFUSED: [&str; 10] = [
-    "fd_allocate",
+const REFUSED: [&str; 8] = [
     "fd_filestat_set_times",
     "path_filestat_set_times",
     "path_link",
@@ -98,7 +97,6 @@ const REFUSED: [&str; 10] = [
     "sock_accept",
     "sock_recv",
     "sock_send",
-    "sock_shutdown",
 ];
 
 /// How far the virtual clock moves whenever it is read: a guest that waits for time to pass by reading
@@ -137,6 +135,7 @@ impl Errno {
     pub const NOSYS: Errno = Errno(52);
     pub const NOTDIR: Errno = Errno(54);
     pub const NOTEMPTY: Errno = Errno(55);
+    pub const NOTSOCK: Errno = Errno(57);
     pub const NOTSUP: Errno = Errno(58);
     pub const SPIPE: Errno = Errno(70);
 }

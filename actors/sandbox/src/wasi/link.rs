@@ -138,10 +138,10 @@ pub fn add_to_linker<T: Send + 'static>(
     });
     define!("fd_fdstat_get", |v, fd: u32, out: u32| v
         .put_fdstat(fd, out));
-    define!("fd_fdstat_set_flags", |v, fd: u32, _flags: u32| match fd {
+    define!("fd_fdstat_set_flags", |v, fd: u32, flags: u32| match fd {
         // Whether a call waits makes no difference to files in memory.
         0..FIRST_FD => Ok(()),
-        fd => v.wasi.state.files.access(fd).map(drop),
+        fd => v.wasi.state.files.set_flags(fd, flags as u16),
     });
     define!(
         "fd_fdstat_set_rights",
@@ -155,6 +155,14 @@ pub fn add_to_linker<T: Send + 'static>(
         }
         let stat = v.wasi.state.files.stat(fd)?;
         v.put_stat(out, stat)
+    });
+    define!("fd_allocate", |v, fd: u32, from: u64, bytes: u64| {
+        v.wasi.state.files.allocate(fd, from, bytes)
+    });
+    // There are no sockets, so whatever is there is none.
+    define!("sock_shutdown", |v, fd: u32, _how: u32| match fd {
+        0..FIRST_FD => Err(Errno::NOTSOCK),
+        fd => v.wasi.state.files.access(fd).and(Err(Errno::NOTSOCK)),
     });
     define!("fd_filestat_set_size", |v, fd: u32, size: u64| {
         v.wasi.state.files.set_size(fd, size)
@@ -205,7 +213,7 @@ pub fn add_to_linker<T: Send + 'static>(
             folder: oflags & 2 != 0,
             exclusive: oflags & 4 != 0,
             truncate: oflags & 8 != 0,
-            append: flags & 1 != 0,
+            flags: flags as u16,
             access: Access {
                 read: rights & RIGHT_READ != 0 || rights & 1 << 14 != 0,
                 write: rights & RIGHT_WRITE != 0,

@@ -246,7 +246,7 @@ async fn the_state_behind_a_guest_comes_back_with_its_checkpoint() {
         folder: false,
         exclusive: false,
         truncate: false,
-        append: true,
+        flags: 1,
         access: Access {
             read: true,
             write: true,

@@ -122,8 +122,10 @@ impl View<'_> {
         if matches!((fd, at), (0..=2, Some(_))) {
             return Err(Errno::SPIPE);
         }
-        if fd == 0 {
-            return Err(Errno::BADF);
+        match fd {
+            0 => return Err(Errno::BADF),
+            1 | 2 => {}
+            fd => drop(self.wasi.state.files.access(fd)?),
         }
         let mut written = 0_u32;
         let mut at = at;
@@ -190,10 +192,10 @@ impl View<'_> {
             0 => (CHARACTERS, 0, RIGHT_READ),
             1 | 2 => (CHARACTERS, 0, RIGHT_WRITE),
             fd => {
-                let (access, append) = files.access(fd)?;
+                let (access, flags) = files.access(fd)?;
                 let read = if access.read { RIGHTS_READING } else { 0 };
                 let write = if access.write { RIGHTS_WRITING } else { 0 };
-                (file_type(files.stat(fd)?), u16::from(append), read | write)
+                (file_type(files.stat(fd)?), flags, read | write)
             }
         };
         let mut bytes = [0; 24];
