@@ -22,8 +22,9 @@ pub const CACHED_MAX: usize = 128;
 /// The most bytes of modules whose code is kept; the code is three to five times as much.
 pub const CACHED_BYTES_MAX: usize = 128 << 20;
 
-/// How many are compiled at once: each takes whole cores, which calls need too.
-pub const COMPILES_MAX: usize = 1;
+/// How many are compiled at once: each takes whole cores, so more would not be done sooner; but one that
+/// takes long shall not keep all others waiting.
+pub const COMPILES_MAX: usize = 2;
 
 /// What was compiled of which module by which engine. A clone shares it.
 pub struct Cache<T, E> {
@@ -285,7 +286,14 @@ mod tests {
     #[tokio::test]
     async fn one_who_goes_away_leaves_the_work_to_the_next() {
         let cache: Cache<usize, String> = Cache::new(GuestThreads::start().unwrap());
-        let busy = cache.inner.compiling.clone().acquire_owned().await.unwrap();
+        let all = COMPILES_MAX as u32;
+        let busy = cache
+            .inner
+            .compiling
+            .clone()
+            .acquire_many_owned(all)
+            .await
+            .unwrap();
         let module_a = module("a");
         let first = cache.get(&module_a, 1, |_| Ok(1));
         assert!(

@@ -193,10 +193,10 @@ impl Durable {
 
     /// What has changed since the last delta, as the next one. None if nothing has.
     pub async fn take_delta(&mut self) -> Option<Vec<u8>> {
-        let pending = &self.pending;
-        if *pending == Pending::default() {
+        if !self.has_pending() {
             return None;
         }
+        let pending = &self.pending;
         let module = *self.instance.compiled().sha256();
         let Rest {
             memory_pages,
@@ -221,6 +221,11 @@ impl Durable {
         self.pending = Pending::default();
         self.sequence += 1;
         Some(delta)
+    }
+
+    /// Whether anything has changed since the last delta.
+    pub fn has_pending(&self) -> bool {
+        self.pending != Pending::default()
     }
 
     /// The whole state as of the last call that ended well, with `about` for whoever restores it. It

@@ -35,7 +35,7 @@ use understudy_supervision::{
     Checkpoint, Child, ChildError, Context, Handled, Kind, Request, StartError,
 };
 
-use crate::abi::{Args, CallError, Failure, Outcome};
+use crate::abi::{Args, CallError, Failure, Outcome, cut};
 use crate::durable::{CallFailed, Durable, DurableError};
 use crate::engine::{Compiled, Limits};
 use crate::instance::Setup;
@@ -49,6 +49,12 @@ pub const KIND: &str = "sandbox";
 
 /// How long the line of JSON before the bytes may be: a policy may name some files.
 const MAX_HEAD: usize = 256 << 10;
+
+/// How long the words about what went wrong may be: some repeat what was asked.
+const MAX_DETAIL: usize = 4 << 10;
+
+/// How much of what a guest wrote comes with an answer. In JSON it may be six times as long.
+const MAX_LOG: usize = 16 << 10;
 
 /// Starts sandboxes.
 pub struct Sandbox<M>(Arc<Inner<M>>);
@@ -228,6 +234,18 @@ struct Live {
     guest: Durable,
 }
 
+impl Live {
+    /// An answer with the step that holds what was done for it. The one place where it is decided when a
+    /// step is taken: [`Durability::Interval`] is recorded with every call as well, more than was asked
+    /// for and never less, as long as nobody calls a child between its calls to ask it for the rest.
+    async fn record(&mut self, answer: Vec<u8>) -> Handled {
+        match self.guest.take_delta().await {
+            Some(delta) => Handled::step(answer, step(None, delta)),
+            None => Handled::read(answer),
+        }
+    }
+}
+
 impl<M: ModuleSource> Child for Guest<M> {
     async fn handle(&mut self, request: Request) -> Result<Handled, ChildError> {
         let (head, bytes) = split(&request.body);
@@ -333,19 +351,15 @@ impl<M: ModuleSource> Guest<M> {
         }
         let log = live.guest.log();
         if !log.bytes.is_empty() {
-            head["log"] = Value::from(String::from_utf8_lossy(&log.bytes));
+            let shown = &log.bytes[..log.bytes.len().min(MAX_LOG)];
+            head["log"] = Value::from(String::from_utf8_lossy(shown));
         }
         match live.guest.denied() {
             0 => {}
             denied => head["denied"] = Value::from(denied),
         }
         let answer = join(&head, bytes);
-        // `Interval` is recorded with every call too, until somebody prods a child between its calls:
-        // more than was asked for, never less.
-        Ok(match live.guest.take_delta().await {
-            Some(delta) => Handled::step(answer, step(None, delta)),
-            None => Handled::read(answer),
-        })
+        Ok(live.record(answer).await)
     }
 
     fn about(&self) -> Result<Handled, Refusal> {
@@ -397,7 +411,7 @@ impl Refusal {
     }
 
     fn answer(self) -> Vec<u8> {
-        let mut error = json!({"code": self.code, "detail": self.detail});
+        let mut error = json!({"code": self.code, "detail": cut(&self.detail, MAX_DETAIL)});
         if let (Some(error), Value::Object(more)) = (error.as_object_mut(), self.more) {
             error.extend(more);
         }

@@ -361,6 +361,31 @@ async fn answers_have_bytes_errors_have_names_and_a_trap_says_where() {
 }
 
 #[tokio::test]
+async fn a_sandbox_tells_what_it_was_created_as() {
+    let kind = sandboxes(shelf());
+    let mut kept = Kept::begin(&kind).await;
+    let limits = json!({"slices": 7});
+    let create = json!({"op": "create", "module": "hidden@1.0.0", "limits": limits,
+        "durability": {"interval_ms": 250}, "policy": {"clock": "virtual"}});
+    kept.call(create.to_string().as_bytes()).await;
+    kept.kill().await;
+    kept.rebase().await;
+    kept.kill().await;
+    let told = head(&kept.call(b"{\"op\":\"about\"}").await);
+    let about = &told["about"];
+    assert_eq!(about["durability"], json!({"interval_ms": 250}));
+    assert_eq!(
+        (&about["limits"]["slices"], &about["policy"]["clock"]),
+        (&json!(7), &json!("virtual"))
+    );
+    assert_eq!(about["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(
+        (&told["sequence"], &told["memory_bytes"]),
+        (&json!(1), &json!(65536))
+    );
+}
+
+#[tokio::test]
 async fn wrong_requests_are_answered_with_a_code_and_leave_nothing_behind() {
     let mut modules = shelf();
     let dropping = r#"(module (memory 1) (data $d "x") (func (data.drop $d)))"#;
@@ -406,6 +431,12 @@ async fn wrong_requests_are_answered_with_a_code_and_leave_nothing_behind() {
         assert_eq!(head["error"]["code"], code, "{what}: {head}");
     }
     kept.call(&create("hidden@1.0.0")).await;
+    // What is repeated of a request is not as long as the request.
+    let long = "\u{1}".repeat(40_000);
+    for body in [numbers(&long, json!([])), numbers("clear", json!([long]))] {
+        let refused = kept.call(&body).await;
+        assert!(refused.len() < 32 << 10, "{} bytes", refused.len());
+    }
     let other = kept.call(&create("ledger@1.0.0")).await;
     assert_eq!(head(&other)["error"]["code"], "conflict");
 }

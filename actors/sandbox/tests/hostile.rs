@@ -64,7 +64,7 @@ fn node(more: &[(&str, Vec<u8>)]) -> Node {
     let denials = Arc::new(move |_| {
         sink.fetch_add(1, Ordering::Relaxed);
     });
-    let functions = Functions::new(library.clone(), common::threads(), denials);
+    let functions = Functions::new(library.clone(), denials);
     let functions = functions.with_instances(NonZeroU32::new(5).unwrap());
     Node {
         functions,
@@ -446,7 +446,7 @@ async fn what_is_run_while_a_guest_begins_is_bounded_too() {
 
 /// Functions with bodies that a compiler does not like: many blocks, each jumping to each.
 fn slow_to_compile() -> Vec<u8> {
-    let depth = 400;
+    let depth = 190;
     let mut body = "(block ".repeat(depth);
     for n in 0..depth {
         // So many blocks are open still.
