@@ -19,11 +19,12 @@ pub mod api;
 pub mod events;
 pub mod params;
 pub mod problem;
+pub mod refusal;
 mod routes;
 mod serve;
 pub mod show;
 mod token;
 
-pub use routes::CALL_BODY_MAX;
+pub use routes::{CALL_BODY_MAX, GUEST_BODY_MAX, MODULE_BYTES_MAX};
 pub use serve::{CONNECTIONS_MAX, Reach, ServeError, serve};
 pub use token::{TOKEN_BYTES_MAX, TOKEN_BYTES_MIN, Token, TokenError};
