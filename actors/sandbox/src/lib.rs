@@ -23,6 +23,7 @@ pub mod instance;
 pub mod library;
 pub mod module;
 pub mod policy;
+pub mod pool;
 pub mod rewrite;
 pub mod sandbox;
 pub mod snapshot;

@@ -695,3 +695,6 @@ fn at_most(
         offset: at.start,
     })
 }
+
+#[cfg(test)]
+mod tests;
