@@ -19,6 +19,7 @@ mod lease;
 mod log;
 mod node;
 mod read;
+mod sandbox;
 mod store;
 mod transport;
 mod units;
@@ -33,6 +34,10 @@ pub use gateway::GatewayConfig;
 pub use lease::{LeaseConfig, TTL_MAX, TTL_MIN};
 pub use log::{LogConfig, LogFormat, LogLevel};
 pub use node::{NAME_BYTES_MAX, NodeConfig, Roles};
+pub use sandbox::{
+    CALL_LIMIT_MAX, FUNCTION_INSTANCES_MAX, GUESTS_MAX, MEMORY_MAX, MEMORY_MIN, MODULE_CACHE_MIN,
+    SLICE, SandboxConfig,
+};
 pub use store::{OnDamage, StoreConfig};
 pub use transport::{HostPort, SEEDS_MAX, TransportConfig};
 
@@ -51,6 +56,8 @@ pub struct Config {
     pub checkpoint: CheckpointConfig,
     /// `[gateway]`
     pub gateway: GatewayConfig,
+    /// `[sandbox]`
+    pub sandbox: SandboxConfig,
     /// `[store]`
     pub store: StoreConfig,
     /// `[log]`
@@ -91,6 +98,7 @@ impl Config {
         let lease = lease::read(sources.section("lease"));
         let checkpoint = checkpoint::read(sources.section("checkpoint"));
         let gateway = gateway::read(sources.section("gateway"), data_dir);
+        let sandbox = sandbox::read(sources.section("sandbox"));
         let store = store::read(sources.section("store"));
         let log = log::read(sources.section("log"));
         sources.finish()?;
@@ -102,6 +110,7 @@ impl Config {
                 lease: lease?,
                 checkpoint: checkpoint?,
                 gateway: gateway?,
+                sandbox: sandbox?,
                 store: store?,
                 log: log?,
             })
@@ -137,6 +146,7 @@ impl Config {
             },
             lease: LeaseConfig::default(),
             checkpoint: CheckpointConfig::default(),
+            sandbox: SandboxConfig::default(),
             store: StoreConfig::default(),
             log: LogConfig::default(),
         }
@@ -150,6 +160,7 @@ impl Config {
             ("lease", self.lease.write()),
             ("checkpoint", self.checkpoint.write()),
             ("gateway", self.gateway.write()),
+            ("sandbox", self.sandbox.write()),
             ("store", self.store.write()),
             ("log", self.log.write()),
         ];

@@ -89,6 +89,9 @@ fn whatever_is_written_reads_back_as_it_was() {
         .insert("a \"label\"".into(), "= odd\n".into());
     config.log.format = LogFormat::Json;
     config.log.events = true;
+    config.sandbox.memory_limit = 3 << 16;
+    config.sandbox.call_limit = Duration::from_millis(2_500);
+    config.sandbox.module_cache = (64 << 20) + 1;
     for (votes, works) in [(true, true), (true, false), (false, true), (false, false)] {
         config.node.roles = Roles { votes, works };
         assert_eq!(load(&config.to_toml(), &[]), Ok(config.clone()));
@@ -107,11 +110,17 @@ fn the_environment_goes_before_the_file() {
         ),
         ("UNDERSTUDY_CHECKPOINT__REPLICAS", "1"),
         ("UNDERSTUDY_LEASE__TTL", "750ms"),
+        ("UNDERSTUDY_SANDBOX__MEMORY_LIMIT", "8MiB"),
+        ("UNDERSTUDY_SANDBOX__GUESTS", "50"),
         ("UNDERSTUDY_TOKEN", "the command line's"),
         ("HOME", "/root"),
     ];
     let config = load(LEAST, &env).unwrap();
     assert_eq!(config.node.name, "b");
+    assert_eq!(
+        (config.sandbox.memory_limit, config.sandbox.guests),
+        (8 << 20, 50)
+    );
     assert_eq!(
         (config.node.roles.votes, config.node.roles.works),
         (false, true)
@@ -177,6 +186,42 @@ fn a_wrong_value_is_refused_where_it_stands() {
         (
             "[gateway]\ntoken_file = \"token\"",
             "a.toml:7: gateway.token_file: token should be an absolute path",
+        ),
+        (
+            "[sandbox]\nmemory_limit = \"1GiB\"",
+            "a.toml:7: sandbox.memory_limit: 1GiB is more than 256MiB",
+        ),
+        (
+            "[sandbox]\nmemory_limit = \"1KiB\"",
+            "a.toml:7: sandbox.memory_limit: 1KiB is less than 64KiB",
+        ),
+        (
+            "[sandbox]\nmemory_limit = \"256MB\"",
+            "a.toml:7: sandbox.memory_limit: \"256MB\" should be a whole number and its unit (B, KiB",
+        ),
+        (
+            "[sandbox]\ncall_cpu = \"15ms\"",
+            "a.toml:7: sandbox.call_cpu: 15ms should be a multiple of 10ms",
+        ),
+        (
+            "[sandbox]\ncall_limit = \"1min\"",
+            "a.toml:7: sandbox.call_limit: 60s is not from 10ms to 10s",
+        ),
+        (
+            "[sandbox]\ncall_cpu = \"2s\"\ncall_limit = \"1s\"",
+            "a.toml:8: sandbox.call_limit: 1s is less than `call_cpu`, which is 2s",
+        ),
+        (
+            "[sandbox]\nguests = 0",
+            "a.toml:7: sandbox.guests: 0 is not from 1 to 8000",
+        ),
+        (
+            "[sandbox]\nfunction_instance = 3",
+            "a.toml:7: sandbox.function_instance: there is no such key, did you mean \"function_instances\"?",
+        ),
+        (
+            "[sandbox]\nmodule_cache = \"1MiB\"",
+            "a.toml:7: sandbox.module_cache: 1MiB is less than 64MiB",
         ),
         (
             "[store]\non_damage = true",

@@ -316,3 +316,97 @@ pub struct Init {
     #[serde(default)]
     pub single: bool,
 }
+
+/// A page of a list that every node has a part of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing<T> {
+    /// What is on it.
+    pub items: Vec<T>,
+    /// Where the next page begins (`?after=`); none on the last.
+    pub next: Option<String>,
+    /// Nodes that did not answer in time: what they own is not on this page.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub silent: Vec<String>,
+}
+
+/// A WebAssembly module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Module {
+    /// `name@version`.
+    pub id: String,
+    pub tenant: String,
+    pub name: String,
+    pub version: String,
+    /// `sealed`, and it can be used and never changes; `uploading`; or `unknown`, when it could not be
+    /// asked.
+    pub state: String,
+    /// Who owns it, where that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// In hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Its length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// How much of it is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<u64>,
+    /// What it imports, exports and needs; of one module, not in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<understudy_sandbox::validate::About>,
+}
+
+/// What `POST /v1/sandboxes` takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewSandbox {
+    /// What it is to be called, within its tenant.
+    pub name: String,
+    /// `name@version`; a bare name is its highest version.
+    pub module: String,
+    /// What the module's SHA-256 must be, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// What it may reach: nothing unless said.
+    #[serde(default)]
+    pub policy: understudy_sandbox::Policy,
+    /// When what its calls change is recorded: `"every-call"`, or `{"interval_ms": 500}`.
+    #[serde(default)]
+    pub durability: understudy_sandbox::sandbox::Durability,
+    /// What it may use, if less than its node allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<understudy_sandbox::Limits>,
+}
+
+/// A sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Sandbox {
+    /// Its name.
+    pub id: String,
+    pub tenant: String,
+    /// Who owns it.
+    pub node: String,
+    /// The number of its last record.
+    pub record: u64,
+    /// What it was created as.
+    #[serde(flatten)]
+    pub about: understudy_sandbox::sandbox::About,
+    /// How large its memory is now.
+    pub memory_bytes: u64,
+}
+
+/// A sandbox in a list: none is woken up to be listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ListedSandbox {
+    /// Its name.
+    pub id: String,
+    pub tenant: String,
+    /// Who owns it.
+    pub node: String,
+    /// The number of its last record.
+    pub record: u64,
+}

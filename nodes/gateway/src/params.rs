@@ -97,6 +97,9 @@ pub fn child(text: &str) -> Result<ChildId, Problem> {
     })
 }
 
+/// Whose a module or a sandbox is, unless somebody says.
+pub const TENANT: &str = "default";
+
 /// What an answer repeats of a request: enough to see the mistake.
 fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(SHOWN_MAX).collect();

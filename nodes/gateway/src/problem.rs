@@ -3,11 +3,13 @@
 //! Owns: the closed set of `type`s with their statuses, and what each error of a node becomes. A
 //! `type` is a promise: a program decides by it, a person reads `detail` and does what `hint` says.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use understudy_control::handle::{CallError, FormError, ProposeError};
 
@@ -22,6 +24,8 @@ pub struct Problem {
     pub hint: Option<String>,
     /// When to try again.
     pub retry_after: Option<Duration>,
+    /// Fields of its own, which none of the others is called like.
+    pub more: BTreeMap<String, Value>,
 }
 
 /// The `type` of a problem.
@@ -43,8 +47,18 @@ pub enum Kind {
     Overloaded,
     /// What is asked for is not there now; not done, unless the detail says otherwise.
     Unavailable,
-    /// The caller's time was over first; nobody can say whether it was done.
+    /// The time was over first. Unless the detail says otherwise, nobody can say whether it was done.
     DeadlineExceeded,
+    /// It needs more than a guest may use.
+    QuotaExceeded,
+    /// The guest's program failed. The guest is as before the call.
+    GuestTrapped,
+    /// The guest says that it may not.
+    GuestDenied,
+    /// The guest says that it failed. What it changed stays changed.
+    GuestFailed,
+    /// The module has state that no checkpoint can hold.
+    StateNotCheckpointable,
 }
 
 /// The body of a problem.
@@ -65,11 +79,14 @@ pub struct ProblemBody {
     /// When to try again, in milliseconds; the header says it in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// Fields of its own.
+    #[serde(flatten)]
+    pub more: BTreeMap<String, Value>,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Unauthenticated,
         Kind::NotFound,
         Kind::MethodNotAllowed,
@@ -79,6 +96,11 @@ impl Kind {
         Kind::Overloaded,
         Kind::Unavailable,
         Kind::DeadlineExceeded,
+        Kind::QuotaExceeded,
+        Kind::GuestTrapped,
+        Kind::GuestDenied,
+        Kind::GuestFailed,
+        Kind::StateNotCheckpointable,
     ];
 
     /// The `type`, the `title` and the status.
@@ -125,6 +147,28 @@ impl Kind {
                 "No answer in time",
                 StatusCode::GATEWAY_TIMEOUT,
             ),
+            Kind::QuotaExceeded => (
+                "quota_exceeded",
+                "It needs more than it may use",
+                StatusCode::INSUFFICIENT_STORAGE,
+            ),
+            // The guest is the server behind this gateway, and has given no answer of one.
+            Kind::GuestTrapped => (
+                "guest_trapped",
+                "The guest's program failed",
+                StatusCode::BAD_GATEWAY,
+            ),
+            Kind::GuestDenied => ("guest_denied", "The guest may not", StatusCode::FORBIDDEN),
+            Kind::GuestFailed => (
+                "guest_failed",
+                "The guest says that it failed",
+                StatusCode::UNPROCESSABLE_ENTITY,
+            ),
+            Kind::StateNotCheckpointable => (
+                "state_not_checkpointable",
+                "No checkpoint can hold its state",
+                StatusCode::NOT_IMPLEMENTED,
+            ),
         }
     }
 }
@@ -138,6 +182,7 @@ impl Problem {
             detail: detail.into(),
             hint: None,
             retry_after: retried.then_some(RETRY_AFTER),
+            more: BTreeMap::new(),
         }
     }
 
@@ -148,6 +193,13 @@ impl Problem {
             hint: Some(hint.into()),
             ..self
         }
+    }
+
+    /// With a field of its own.
+    #[must_use]
+    pub fn with(mut self, field: &str, value: impl Into<Value>) -> Problem {
+        self.more.insert(field.to_owned(), value.into());
+        self
     }
 
     /// As it is sent.
@@ -162,6 +214,7 @@ impl Problem {
             retry_after_ms: self
                 .retry_after
                 .map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+            more: self.more.clone(),
         }
     }
 }
@@ -379,6 +432,11 @@ mod tests {
             text,
             r#"{"type":"conflict","title":"The request does not fit what is there","status":409,"detail":"no","hint":"yes"}"#
         );
+        let read: ProblemBody = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, problem.body());
+        let problem = problem.with("function", "f").with("error_code", 13);
+        let text = serde_json::to_string(&problem.body()).unwrap();
+        assert!(text.contains(r#""error_code":13,"function":"f""#), "{text}");
         let read: ProblemBody = serde_json::from_str(&text).unwrap();
         assert_eq!(read, problem.body());
     }

@@ -21,9 +21,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use understudy_control::handle::{Handle, View};
+use understudy_control::handle::{Answered, CallError, Handle, View};
 use understudy_control::listing::{ChildrenOf, LISTED_MAX};
-use understudy_protocol::id::NodeId;
+use understudy_protocol::id::{ChildId, NodeId};
 use understudy_protocol::wire::envelope::KEY_BYTES_MAX;
 use understudy_protocol::wire::record::BODY_BYTES_MAX;
 
@@ -31,23 +31,42 @@ use crate::problem::{Kind, Problem, not_formed};
 use crate::token::Token;
 use crate::{api, events, params, show};
 
+pub use functions::{Answering, FunctionAsk, RunFunctions};
+pub use modules::MODULE_BYTES_MAX;
+pub use sandboxes::GUEST_BODY_MAX;
+
 mod change;
+mod functions;
+mod modules;
+mod sandboxes;
 
 /// What every route has at hand.
 #[derive(Clone)]
 pub(crate) struct Gateway {
     handle: Handle,
+    functions: RunFunctions,
     token: Token,
     followers: Arc<Semaphore>,
+    /// Places for modules that have to be read whole before they are sent on.
+    buffers: Arc<Semaphore>,
+    latest: modules::Latest,
     stop: watch::Receiver<bool>,
 }
 
 impl Gateway {
-    pub(crate) fn new(handle: Handle, token: Token, stop: watch::Receiver<bool>) -> Gateway {
+    pub(crate) fn new(
+        handle: Handle,
+        functions: RunFunctions,
+        token: Token,
+        stop: watch::Receiver<bool>,
+    ) -> Gateway {
         Gateway {
             handle,
+            functions,
             token,
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            buffers: Arc::new(Semaphore::new(BUFFERS_MAX)),
+            latest: modules::Latest::default(),
             stop,
         }
     }
@@ -60,6 +79,24 @@ impl Gateway {
         } else {
             Err(not_formed())
         }
+    }
+
+    /// Calls a child. The node keeps the time; what is waited beyond it is for one that does not answer
+    /// at all.
+    async fn ask(
+        &self,
+        child: ChildId,
+        key: Option<String>,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<Answered, Problem> {
+        let called = self.handle.call(child, key, body, patience);
+        let answered = tokio::time::timeout(patience + CALL_GRACE, called).await;
+        let late = || CallError::DeadlineExceeded {
+            patience,
+            maybe_done: true,
+        };
+        Ok(answered.map_err(|_| late())??)
     }
 }
 
@@ -82,6 +119,15 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         .route("/events", get(follow))
         .route("/children", get(children))
         .route("/children/{tenant}/{kind}/{key}/call", post(call))
+        .route("/modules", get(modules::list))
+        .route(
+            "/modules/{name}/{version}",
+            get(modules::inspect).put(modules::push),
+        )
+        .route("/sandboxes", get(sandboxes::list).post(sandboxes::create))
+        .route("/sandboxes/{id}", get(sandboxes::inspect))
+        .route("/sandboxes/{id}/call/{export}", post(sandboxes::call))
+        .route("/functions/{name}/call/{export}", post(functions::call))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(gateway.clone(), admit));
@@ -108,7 +154,8 @@ async fn no_route(request: Request) -> Problem {
     let mut path = request.uri().path().to_owned();
     path.truncate(path.floor_char_boundary(PATH_SHOWN_MAX));
     Problem::new(Kind::NotFound, format!("there is no route `{path}`"))
-        .hint("routes begin with /v1: /v1/cluster, /v1/nodes, /v1/units, /v1/tree, /v1/events, /v1/children")
+        .hint("routes begin with /v1: /v1/cluster, /v1/nodes, /v1/units, /v1/tree, /v1/events, /v1/children, \
+               /v1/modules, /v1/sandboxes, /v1/functions")
 }
 
 async fn no_method(request: Request) -> Problem {
@@ -116,7 +163,7 @@ async fn no_method(request: Request) -> Problem {
         Kind::MethodNotAllowed,
         format!("there is no {} here", request.method()),
     )
-    .hint("GET asks, POST changes, DELETE takes back")
+    .hint("GET asks, POST changes, PUT brings a module, DELETE takes back")
 }
 
 /// Whether the node can take part: it belongs to a cluster, is live in it, and knows who leads.
@@ -328,14 +375,7 @@ async fn call(
     })?;
     gateway.formed()?;
     let left = until.saturating_duration_since(Instant::now());
-    let called = gateway.handle.call(child, key, body, left);
-    // The node keeps the time; this is for one that does not answer at all.
-    let answered = tokio::time::timeout(left + CALL_GRACE, called).await;
-    let late = || understudy_control::handle::CallError::DeadlineExceeded {
-        patience,
-        maybe_done: true,
-    };
-    let answer = answered.map_err(|_| late())??;
+    let answer = gateway.ask(child, key, body, left).await?;
     let view = gateway.handle.view();
     let mut response = answer.body.into_response();
     let headers = response.headers_mut();
@@ -395,6 +435,33 @@ impl<S: Send + Sync> FromRequestParts<S> for Called {
             .await
             .map_err(bad_path)?;
         Ok(Called([tenant, kind, key]))
+    }
+}
+
+/// Two names of a path.
+struct Two([String; 2]);
+
+impl<S: Send + Sync> FromRequestParts<S> for Two {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Two, Problem> {
+        let Path((first, second)) = Path::from_request_parts(parts, state)
+            .await
+            .map_err(bad_path)?;
+        Ok(Two([first, second]))
+    }
+}
+
+/// Whose thing it is.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TenantOf {
+    tenant: Option<String>,
+}
+
+impl TenantOf {
+    fn tenant(self) -> String {
+        self.tenant.unwrap_or_else(|| params::TENANT.to_owned())
     }
 }
 
@@ -539,6 +606,9 @@ const CALL_GRACE: Duration = Duration::from_secs(1);
 
 /// Followers of events at a time; each may be a thousand events behind.
 const FOLLOWERS_MAX: usize = 64;
+
+/// Modules at a time that come without their hash: each is held in memory, 32 MiB at most.
+const BUFFERS_MAX: usize = 4;
 
 /// Units of one page: a second's reading for a program, and half a megabyte.
 const UNITS_PAGE: usize = 1_000;

@@ -38,6 +38,8 @@ use understudy_warden::{
     NotesError, SpawnError, WardenClient, WardenEvent, forget_note, kept_notes,
 };
 
+use crate::guests::{Guests, GuestsError};
+
 /// A running node.
 pub struct Node {
     /// What the gateway and the command line ask.
@@ -96,6 +98,9 @@ pub enum StartError {
     /// The store was not opened.
     #[error("the store could not be opened: {0}")]
     Store(OpenError),
+    /// Guests cannot run here.
+    #[error(transparent)]
+    Guests(GuestsError),
     /// There is no thread for the store.
     #[error("the store's thread could not be started: {0}")]
     Thread(std::io::Error),
@@ -151,6 +156,9 @@ impl Node {
             folder: data.clone(),
             error,
         })?;
+
+        let guests = Guests::start(&config.sandbox, data).map_err(StartError::Guests)?;
+        let kinds = guests.register(kinds);
 
         let journal_folder = config.log.events.then(|| data.join("events"));
         let notes = data.join("notes");
@@ -336,6 +344,7 @@ impl Node {
                 seed: random()?,
             },
         );
+        guests.know(handle.clone());
         let mut tasks = JoinSet::new();
         let mut resends = JoinSet::new();
         resends.spawn(resend(handle.clone(), notes));
@@ -348,10 +357,16 @@ impl Node {
             })?;
         let http = listener.local_addr().unwrap_or(config.gateway.listen);
         let (stop_gateway, stopped) = oneshot::channel();
-        let serving =
-            understudy_gateway::serve(listener, handle.clone(), token, Reach::Loopback, async {
+        let serving = understudy_gateway::serve(
+            listener,
+            handle.clone(),
+            guests.functions(),
+            token,
+            Reach::Loopback,
+            async {
                 let _ = stopped.await;
-            });
+            },
+        );
         tasks.spawn(async move {
             if let Err(error) = serving.await {
                 error!(%error, "the HTTP surface has ended");

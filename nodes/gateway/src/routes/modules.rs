@@ -1,0 +1,647 @@
+//! Modules: pushed, listed, looked at.
+//!
+//! Owns: a body of up to 32 MiB that becomes parts on its way to the module's child, of which never more
+//! than one is held here (unless nobody said what hash it has); and which version a bare name means.
+//! Never keeps a module: it is a child, and its bytes are its records.
+
+use std::collections::HashMap;
+use std::str::FromStr as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, BodyDataStream};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use understudy_control::listing::{ChildrenOf, LISTED_MAX, Listed};
+use understudy_protocol::id::ChildId;
+use understudy_sandbox::module::{
+    self, Answer, Ask, KIND, Module, ModuleHash, ModuleId, PART_BYTES_MAX, Stage, Told,
+};
+use understudy_sandbox::validate::Limits;
+
+use super::{BODY_PATIENCE, Gateway, HEARD_OUT_MAX, Params, TenantOf, Two, name_of, with_status};
+use crate::problem::{Kind, Problem};
+use crate::{api, params};
+
+/// What a push may say beside its path.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PushOf {
+    tenant: Option<String>,
+    sha256: Option<String>,
+}
+
+pub(super) async fn push(
+    State(gateway): State<Gateway>,
+    Two([name, version]): Two,
+    Params(of): Params<PushOf>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let id = ModuleId::new(&name, &version).map_err(bad_id)?;
+    let tenant = of.tenant.unwrap_or_else(|| params::TENANT.to_owned());
+    let child = child(&tenant, &id)?;
+    let mut parts = Parts::of(body);
+    let pushed = take(&gateway, &child, of.sha256.as_deref(), &headers, &mut parts).await;
+    if pushed.is_err() {
+        // Whoever is still writing reads the answer when it has written (RFC 9112, section 9.6).
+        parts.hear_out().await;
+    }
+    let (told, was_there) = pushed?;
+    let status = match was_there {
+        true => StatusCode::OK,
+        false => StatusCode::CREATED,
+    };
+    Ok(with_status(status, shown(&tenant, &id, None, told)))
+}
+
+/// Which modules to list.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Which {
+    tenant: Option<String>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+pub(super) async fn list(
+    State(gateway): State<Gateway>,
+    Params(which): Params<Which>,
+) -> Result<Json<api::Listing<api::Module>>, Problem> {
+    gateway.formed()?;
+    if let Some(after) = &which.after {
+        params::child(after)?;
+    }
+    let of = ChildrenOf {
+        tenant: which.tenant,
+        kind: Some(KIND.to_owned()),
+        after: which.after,
+        limit: which.limit.unwrap_or(PAGE).clamp(1, PAGE),
+    };
+    let children = gateway.handle.children(of).await?;
+    let view = gateway.handle.view();
+    let last = children.items.last().filter(|_| children.more);
+    let next = last.map(|listed| listed.child.to_string());
+    // Each says itself how far it is; one that cannot be asked now is listed all the same.
+    let told = stream::iter(children.items).map(|listed| {
+        let gateway = &gateway;
+        async move {
+            let len = Ask::Read { offset: 0, len: 0 };
+            let told = ask(gateway, &listed.child, &len, &[], LOOK_PATIENCE).await;
+            (listed, told)
+        }
+    });
+    let told: Vec<_> = told.buffered(LOOKS).collect().await;
+    let items = told.into_iter().filter_map(|(listed, told)| {
+        let id = ModuleId::from_str(listed.child.key()).ok()?;
+        let told = match told {
+            Ok(told) => told,
+            Err(problem) => Told {
+                state: match problem.kind {
+                    Kind::NotFound => Stage::Uploading,
+                    _ => return Some(unknown(&view_name(&view, &listed), &listed, &id)),
+                },
+                sha256: None,
+                bytes: 0,
+                received: 0,
+                about: None,
+            },
+        };
+        let node = Some(view_name(&view, &listed));
+        Some(shown(listed.child.tenant(), &id, node, told))
+    });
+    Ok(Json(api::Listing {
+        items: items.collect(),
+        next,
+        silent: children
+            .silent
+            .iter()
+            .map(|node| name_of(&view, *node))
+            .collect(),
+    }))
+}
+
+pub(super) async fn inspect(
+    State(gateway): State<Gateway>,
+    Two([name, version]): Two,
+    Params(of): Params<TenantOf>,
+) -> Result<Json<api::Module>, Problem> {
+    gateway.formed()?;
+    let id = ModuleId::new(&name, &version).map_err(bad_id)?;
+    let tenant = of.tenant();
+    let child = child(&tenant, &id)?;
+    let body = module::encode(&Ask::About {}, &[]);
+    let answered = gateway.ask(child, None, body, PART_PATIENCE).await?;
+    let node = name_of(&gateway.handle.view(), answered.node);
+    let told = told(&answered.body)?;
+    match told.state {
+        Stage::Empty => Err(none(&tenant, &id)),
+        _ => Ok(Json(shown(&tenant, &id, Some(node), told))),
+    }
+}
+
+/// Which version of a module a bare name means: the highest that is sealed, and of those one that is no
+/// pre-release, if there is any. Asked again after [`LATEST_KEPT`], since a new one may have come.
+#[derive(Clone, Default)]
+pub(super) struct Latest(Arc<Mutex<HashMap<(String, String), (Instant, ModuleId)>>>);
+
+impl Latest {
+    /// The module that `text` means: `name@version`, or a bare name.
+    pub(super) async fn resolve(
+        &self,
+        gateway: &Gateway,
+        tenant: &str,
+        text: &str,
+    ) -> Result<ModuleId, Problem> {
+        if text.contains('@') {
+            return ModuleId::from_str(text).map_err(bad_id);
+        }
+        // Any version will do to see whether the name is one.
+        let id = ModuleId::new(text, "0.0.0").map_err(bad_id)?;
+        let key = (tenant.to_owned(), text.to_owned());
+        if let Some((at, id)) = self.lock().get(&key)
+            && at.elapsed() < LATEST_KEPT
+        {
+            return Ok(id.clone());
+        }
+        let found = highest(gateway, tenant, id.name()).await?;
+        let mut latest = self.lock();
+        if latest.len() >= LATEST_MAX {
+            latest.clear();
+        }
+        latest.insert(key, (Instant::now(), found.clone()));
+        Ok(found)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), (Instant, ModuleId)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn highest(gateway: &Gateway, tenant: &str, name: &str) -> Result<ModuleId, Problem> {
+    let begins = format!("{tenant}/{KIND}/{name}@");
+    params::child(&begins)?;
+    let of = ChildrenOf {
+        tenant: Some(tenant.to_owned()),
+        kind: Some(KIND.to_owned()),
+        after: Some(begins.clone()),
+        limit: LISTED_MAX,
+    };
+    let children = gateway.handle.children(of).await?;
+    let versions = children.items.iter();
+    let versions = versions.take_while(|listed| listed.child.as_str().starts_with(&begins));
+    let mut versions: Vec<ModuleId> = versions
+        .filter_map(|listed| ModuleId::from_str(listed.child.key()).ok())
+        .collect();
+    versions.sort_by(|a, b| {
+        let rank = |id: &ModuleId| (id.version().pre.is_empty(), id.version().clone());
+        rank(b).cmp(&rank(a))
+    });
+    for id in versions {
+        let len = Ask::Read { offset: 0, len: 0 };
+        match ask(gateway, &child(tenant, &id)?, &len, &[], LOOK_PATIENCE).await {
+            Ok(_) => return Ok(id),
+            // It is being pushed.
+            Err(problem) if problem.kind == Kind::NotFound => {}
+            Err(problem) => return Err(problem),
+        }
+    }
+    let view = gateway.handle.view();
+    let silent: Vec<String> = children
+        .silent
+        .iter()
+        .map(|node| name_of(&view, *node))
+        .collect();
+    if !silent.is_empty() {
+        return Err(Problem::new(
+            Kind::Unavailable,
+            format!(
+                "no module `{name}` is known, and {} did not answer",
+                silent.join(", ")
+            ),
+        )
+        .hint("name its version: `NAME@VERSION` is asked for where it is"));
+    }
+    Err(Problem::new(
+        Kind::NotFound,
+        format!("tenant `{tenant}` has no module `{name}`"),
+    )
+    .hint("`understudy module list` shows what there is; `understudy module push FILE NAME@VERSION` adds one"))
+}
+
+/// Sends a body to the module's child: what it then is, and whether it was so before.
+async fn take(
+    gateway: &Gateway,
+    child: &ChildId,
+    sha256: Option<&str>,
+    headers: &HeaderMap,
+    parts: &mut Parts,
+) -> Result<(Told, bool), Problem> {
+    gateway.formed()?;
+    let wanted = hash(sha256, headers)?;
+    let length = headers.get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if let Some(length) = length.filter(|length| *length > MODULE_BYTES_MAX as u64) {
+        return Err(too_large(length));
+    }
+    if let Some((sha256, bytes)) = wanted.zip(length) {
+        return send(gateway, child, sha256, bytes, parts).await;
+    }
+    // Nobody has said what it is, so all of it is read first; only a few at a time.
+    let place = gateway.buffers.clone().try_acquire_owned();
+    let _place = place.map_err(|_| {
+        Problem::new(Kind::Overloaded, "too many modules are pushed at a time")
+            .hint("say its SHA-256 (`?sha256=`), and it need not be held here")
+    })?;
+    let wasm = parts.whole().await?;
+    let module = tokio::task::spawn_blocking(move || Module::new(wasm)).await;
+    let module = module.map_err(|_| Problem::new(Kind::Unavailable, "it could not be read"))?;
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != module.sha256()) {
+        let found = module.sha256();
+        let detail = format!("the bytes have the SHA-256 {found}, not {wanted}");
+        return Err(Problem::new(Kind::Invalid, detail)
+            .hint("push it again: the bytes changed on their way")
+            .with("reason", "wrong_hash"));
+    }
+    let bytes = module.wasm().len() as u64;
+    let mut parts = Parts::of(Body::from(module.wasm().clone()));
+    send(gateway, child, module.sha256(), bytes, &mut parts).await
+}
+
+async fn send(
+    gateway: &Gateway,
+    child: &ChildId,
+    sha256: ModuleHash,
+    bytes: u64,
+    parts: &mut Parts,
+) -> Result<(Told, bool), Problem> {
+    let mut told = sure(gateway, child, &Ask::Begin { sha256, bytes }, &[]).await?;
+    let was_there = told.state == Stage::Sealed;
+    let mut at = 0;
+    while let Some(part) = parts.next().await? {
+        let end = at + part.len() as u64;
+        if end > bytes {
+            return Err(
+                Problem::new(Kind::Invalid, "the body is longer than it was said to be")
+                    .hint("send all of the module, and nothing else"),
+            );
+        }
+        // What came with an earlier push is there already.
+        let new = told.received.clamp(at, end);
+        if !was_there && new < end {
+            let raw = part.slice((new - at) as usize..);
+            let offset = new;
+            told = sure(gateway, child, &Ask::Part { sha256, offset }, &raw).await?;
+        }
+        at = end;
+    }
+    if at < bytes {
+        return Err(Problem::new(
+            Kind::Invalid,
+            format!("the body ended after {at} of {bytes} bytes"),
+        )
+        .hint("send it again: the push goes on where it ended"));
+    }
+    let told = sure(gateway, child, &Ask::Seal { sha256 }, &[]).await?;
+    Ok((told, was_there))
+}
+
+/// Asks until there is an answer, which a module's child may be: a push that comes again changes nothing.
+async fn sure(gateway: &Gateway, child: &ChildId, what: &Ask, raw: &[u8]) -> Result<Told, Problem> {
+    let until = Instant::now() + PART_PATIENCE;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let asked = ask(gateway, child, what, raw, left.min(ONCE)).await;
+        let again = |problem: &Problem| {
+            let passes = matches!(
+                problem.kind,
+                Kind::Overloaded | Kind::Unavailable | Kind::DeadlineExceeded
+            );
+            passes.then_some(problem.retry_after.unwrap_or(AGAIN).min(AGAIN))
+        };
+        let wait = asked.as_ref().err().and_then(again);
+        match wait {
+            Some(wait) if Instant::now() + wait < until => tokio::time::sleep(wait).await,
+            _ => return asked,
+        }
+    }
+}
+
+async fn ask(
+    gateway: &Gateway,
+    child: &ChildId,
+    what: &Ask,
+    raw: &[u8],
+    patience: Duration,
+) -> Result<Told, Problem> {
+    let body = module::encode(what, raw);
+    let answered = gateway.ask(child.clone(), None, body, patience).await?;
+    told(&answered.body)
+}
+
+fn told(answer: &Bytes) -> Result<Told, Problem> {
+    match module::decode(answer) {
+        Ok((Answer::Ok(told), _)) => Ok(told),
+        Ok((Answer::Error(refusal), _)) => Err(refusal.into()),
+        Err(why) => Err(Problem::new(
+            Kind::Unavailable,
+            format!("the module's owner said what this gateway does not understand: {why}"),
+        )
+        .hint("ask another node: this one may be older")),
+    }
+}
+
+/// A body in pieces of at most [`PART_BYTES_MAX`].
+struct Parts {
+    body: BodyDataStream,
+    held: BytesMut,
+    seen: usize,
+    ended: bool,
+}
+
+impl Parts {
+    fn of(body: Body) -> Parts {
+        Parts {
+            body: body.into_data_stream(),
+            held: BytesMut::new(),
+            seen: 0,
+            ended: false,
+        }
+    }
+
+    /// The next piece; each full but the last.
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        while self.held.len() < PART_BYTES_MAX && !self.ended {
+            let Some(chunk) = self.chunk().await? else {
+                break;
+            };
+            if self.seen > MODULE_BYTES_MAX {
+                return Err(too_large(self.seen as u64));
+            }
+            self.held.extend_from_slice(&chunk);
+        }
+        let part = self.held.split_to(self.held.len().min(PART_BYTES_MAX));
+        Ok((!part.is_empty()).then(|| part.freeze()))
+    }
+
+    async fn whole(&mut self) -> Result<Bytes, Problem> {
+        let mut whole = BytesMut::new();
+        while let Some(part) = self.next().await? {
+            whole.extend_from_slice(&part);
+        }
+        Ok(whole.freeze())
+    }
+
+    async fn chunk(&mut self) -> Result<Option<Bytes>, Problem> {
+        let chunk = tokio::time::timeout(BODY_PATIENCE, self.body.next()).await;
+        let chunk = chunk.map_err(|_| {
+            self.ended = true;
+            Problem::new(
+                Kind::Invalid,
+                format!("no more of the body came for {BODY_PATIENCE:?}"),
+            )
+            .hint("send it again: the push goes on where it ended")
+        })?;
+        match chunk {
+            Some(Ok(chunk)) => {
+                self.seen = self.seen.saturating_add(chunk.len());
+                Ok(Some(chunk))
+            }
+            Some(Err(_)) => {
+                self.ended = true;
+                Err(Problem::new(Kind::Invalid, "the body ended early")
+                    .hint("send it again: the push goes on where it ended"))
+            }
+            None => {
+                self.ended = true;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads what is left and throws it away, as far as that is reasonable.
+    async fn hear_out(&mut self) {
+        while !self.ended && self.seen <= MODULE_BYTES_MAX + HEARD_OUT_MAX {
+            if !matches!(self.chunk().await, Ok(Some(_))) {
+                return;
+            }
+        }
+    }
+}
+
+/// The hash that the caller says, as `?sha256=` in hexadecimal or in a `Digest` or `Content-Digest`
+/// header in base64 (RFC 3230, RFC 9530).
+fn hash(query: Option<&str>, headers: &HeaderMap) -> Result<Option<ModuleHash>, Problem> {
+    let bad = |what: &str| {
+        Problem::new(Kind::Invalid, format!("{what} is no SHA-256"))
+            .hint("`?sha256=` takes 64 hexadecimal digits, `Digest: sha-256=` takes base64")
+    };
+    let named = query.map(|text| text.parse::<ModuleHash>().map_err(|_| bad("`sha256`")));
+    let named = named.transpose()?;
+    let mut digest = None;
+    for name in ["digest", "content-digest"] {
+        let Some(value) = headers.get(name) else {
+            continue;
+        };
+        let value = value.to_str().map_err(|_| bad(name))?;
+        for item in value.split(',') {
+            let Some((algorithm, text)) = item.trim().split_once('=') else {
+                continue;
+            };
+            if algorithm.eq_ignore_ascii_case("sha-256") {
+                let text = text.trim_matches(':');
+                digest = Some(ModuleHash(base64(text).ok_or_else(|| bad(name))?));
+            }
+        }
+    }
+    match (named, digest) {
+        (Some(named), Some(digest)) if named != digest => Err(Problem::new(
+            Kind::Invalid,
+            "`?sha256=` and the header say different hashes",
+        )
+        .hint("one of them will do")),
+        (named, digest) => Ok(named.or(digest)),
+    }
+}
+
+/// Thirty-two bytes in base64 (RFC 4648, section 4), padded or not.
+fn base64(text: &str) -> Option<[u8; 32]> {
+    let text = text.trim_end_matches('=');
+    let (mut bytes, mut held, mut bits) = (Vec::with_capacity(33), 0_u32, 0);
+    if text.len() != 43 {
+        return None;
+    }
+    for sign in text.bytes() {
+        let value = match sign {
+            b'A'..=b'Z' => sign - b'A',
+            b'a'..=b'z' => sign - b'a' + 26,
+            b'0'..=b'9' => sign - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        held = held << 6 | u32::from(value);
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push((held >> bits) as u8);
+        }
+    }
+    bytes.try_into().ok()
+}
+
+fn shown(tenant: &str, id: &ModuleId, node: Option<String>, told: Told) -> api::Module {
+    let state = match told.state {
+        Stage::Empty => "empty",
+        Stage::Uploading => "uploading",
+        Stage::Sealed => "sealed",
+    };
+    api::Module {
+        id: id.to_string(),
+        tenant: tenant.to_owned(),
+        name: id.name().to_owned(),
+        version: id.version().to_string(),
+        state: state.to_owned(),
+        node,
+        sha256: told.sha256.map(|sha256| sha256.to_string()),
+        bytes: told.sha256.map(|_| told.bytes),
+        received: told.sha256.map(|_| told.received),
+        about: told.about,
+    }
+}
+
+/// One that could not be asked.
+fn unknown(node: &str, listed: &Listed, id: &ModuleId) -> api::Module {
+    api::Module {
+        id: id.to_string(),
+        tenant: listed.child.tenant().to_owned(),
+        name: id.name().to_owned(),
+        version: id.version().to_string(),
+        state: "unknown".to_owned(),
+        node: Some(node.to_owned()),
+        sha256: None,
+        bytes: None,
+        received: None,
+        about: None,
+    }
+}
+
+fn view_name(view: &understudy_control::handle::View, listed: &Listed) -> String {
+    name_of(view, listed.node)
+}
+
+fn child(tenant: &str, id: &ModuleId) -> Result<ChildId, Problem> {
+    params::child(&format!("{tenant}/{KIND}/{id}"))
+}
+
+fn bad_id(error: module::ModuleIdError) -> Problem {
+    Problem::new(Kind::Invalid, error.to_string())
+        .hint("write `NAME@VERSION`, as in `hash@1.2.0`; in a path, `NAME/VERSION`")
+}
+
+fn none(tenant: &str, id: &ModuleId) -> Problem {
+    Problem::new(
+        Kind::NotFound,
+        format!("tenant `{tenant}` has no module {id}"),
+    )
+    .hint(format!(
+        "`understudy module push FILE {id}` adds it; `understudy module list` shows what there is"
+    ))
+}
+
+fn too_large(bytes: u64) -> Problem {
+    Problem::new(
+        Kind::TooLarge,
+        format!("a module has at most {MODULE_BYTES_MAX} bytes, and this one has {bytes} or more"),
+    )
+    .hint("strip it (`wasm-strip`, `-s`), or split it")
+}
+
+/// The longest module.
+pub const MODULE_BYTES_MAX: usize = Limits::NODE.bytes;
+
+/// How long one part may take to be on every replica, a failover of the module's owner included.
+const PART_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long one question takes at most before it is asked again.
+const ONCE: Duration = Duration::from_secs(10);
+
+/// Before it is asked again.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// How long a module may take to say how far it is, for a list.
+const LOOK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How many are asked at a time.
+const LOOKS: usize = 8;
+
+/// Modules on one page: each is asked.
+const PAGE: usize = 100;
+
+/// How long a bare name means the same version: a new one is taken up within this time.
+const LATEST_KEPT: Duration = Duration::from_secs(2);
+
+/// Bare names remembered.
+const LATEST_MAX: usize = 1_000;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, HeaderValue::from_str(value).unwrap());
+        headers
+    }
+
+    #[test]
+    fn a_hash_is_said_in_the_query_or_in_a_header() {
+        // Of "".
+        let hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let base64 = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+        let none = HeaderMap::new();
+        let expected = Some(ModuleHash::of(b""));
+        let check = |query, headers: &HeaderMap| hash(query, headers).unwrap();
+        assert_eq!(check(Some(hex), &none), expected);
+        for (name, value) in [
+            ("digest", format!("SHA-256={base64}")),
+            ("digest", format!("md5=abc, sha-256={base64}")),
+            ("content-digest", format!("sha-256=:{base64}:")),
+        ] {
+            assert_eq!(check(None, &headers(name, &value)), expected, "{value}");
+        }
+        assert_eq!(check(None, &none), None);
+        assert_eq!(check(None, &headers("digest", "md5=abc")), None);
+    }
+
+    #[test]
+    fn a_hash_that_is_none_or_contradicts_is_refused() {
+        let hex = "00".repeat(32);
+        let base64 = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+        let none = HeaderMap::new();
+        for (query, headers) in [
+            (Some("abc"), none.clone()),
+            (Some(&*"g".repeat(64)), none.clone()),
+            (None, headers("digest", "sha-256=abc")),
+            (
+                None,
+                headers("digest", &format!("sha-256=!{}", &base64[1..])),
+            ),
+            (Some(&*hex), headers("digest", &format!("sha-256={base64}"))),
+        ] {
+            let refused = hash(query, &headers).unwrap_err();
+            assert_eq!(refused.kind, Kind::Invalid);
+            assert!(refused.hint.is_some());
+        }
+    }
+}
