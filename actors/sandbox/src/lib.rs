@@ -6,3 +6,34 @@
 //!
 //! Never does: letting a guest hold a core for longer than its slice, or reach anything that its
 //! policy does not name. Denied is the default, because a guest is somebody else's program.
+//!
+//! ```text
+//!   bytes ──> rewrite ──> Engine::compile ──> Compiled ──> Instance::create ──> Instance::call
+//!                                                 └──> Durable: call, checkpoint ──> deltas, images
+//!                                                          └──> the kind Sandbox
+//! ```
+
+pub mod abi;
+pub mod cache;
+pub mod dirty;
+pub mod durable;
+pub mod engine;
+mod files;
+pub mod instance;
+pub mod library;
+pub mod module;
+pub mod policy;
+pub mod pool;
+pub mod rewrite;
+pub mod sandbox;
+pub mod snapshot;
+pub mod validate;
+pub mod wasi;
+
+pub use abi::{Args, CallError, Outcome};
+pub use durable::Durable;
+pub use engine::{Compiled, Engine, Limits};
+pub use instance::{Instance, Setup};
+pub use library::Library;
+pub use policy::Policy;
+pub use sandbox::Sandbox;

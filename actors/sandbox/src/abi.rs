@@ -1,0 +1,612 @@
+//! How an export is called: numbers, or bytes through the guest's own memory.
+//!
+//! Owns: the calling convention, the bounds of everything that a guest points at, and what its failures
+//! are called. Never copies a request or an answer more than once, and never trusts a pointer.
+//!
+//! **Numbers.** Any export whose parameters and results are `i32`, `i64`, `f32` or `f64` is called with
+//! a JSON array of numbers and answers with one. What JSON cannot write is the string `"NaN"`, `"inf"`
+//! or `"-inf"`.
+//!
+//! **Bytes.** The guest exports `us_alloc(len: i32) -> i32` (or `malloc`), and the export has one of two
+//! forms:
+//!
+//! ```text
+//! (ptr: i32, len: i32) -> (result: i32, error_code: i32, error_message_ptr: i32)
+//! (ret: i32, ptr: i32, len: i32)            the same three, as little-endian u32 written to ret..ret+12
+//! ```
+//!
+//! The second is what a C compiler makes of a function that returns a struct of three words. The request
+//! lies at `ptr`, which is 0 if it is empty. With `error_code` 0, `result` is 0 (an empty answer) or
+//! points at a little-endian `u32`, the answer's length, with the answer behind it. With any other
+//! `error_code` the call has failed in the guest's own judgement, which is an ordinary ending: what it
+//! changed stays changed. `error_message_ptr` is then 0 or points at text that ends in a zero byte. Codes
+//! 2, 13 and 28 have names: [`Failure`].
+//!
+//! The host gives the request and the return area back through `us_free(ptr: i32, len: i32)` or
+//! `free(ptr: i32)` if there is one. The answer and the message stay the guest's, which may use the place
+//! again in its next call.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use wasmtime::{AsContextMut, Func, Store, Trap, Val, ValType, WasmBacktrace};
+
+use crate::instance::{Host, Instance, OutOfSlices};
+use crate::rewrite::RESERVED;
+use crate::wasi::Exit;
+
+/// How long a guest's message may be; what is beyond is cut off. It is for people.
+const MAX_MESSAGE: usize = 4 << 10;
+
+/// How large an answer may be: what a reply may carry, less its head.
+pub const MAX_ANSWER: usize = (1 << 20) - (4 << 10);
+
+/// How many frames of a backtrace are told.
+const MAX_FRAMES: usize = 32;
+
+/// How many arguments a call of numbers may have.
+const MAX_ARGUMENTS: usize = 64;
+
+/// The size of the area into which a guest writes its three words.
+const RETURN_AREA: u32 = 12;
+
+const ALLOCATORS: [&str; 2] = ["us_alloc", "malloc"];
+const START: &str = "_start";
+
+/// With what an export is called.
+#[derive(Clone, Copy, Debug)]
+pub enum Args<'a> {
+    /// Numbers, one a parameter.
+    Numbers(&'a [Value]),
+    /// Bytes, through the guest's memory.
+    Bytes(&'a [u8]),
+}
+
+/// How a call ended that the guest itself brought to its end.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome<'a> {
+    /// Its results.
+    Numbers(Vec<Value>),
+    /// Its answer, still in its memory.
+    Bytes(&'a [u8]),
+    /// It says that it failed. What it changed stays changed.
+    Failed {
+        /// Its code.
+        code: u32,
+        /// Its words, which may be empty.
+        message: String,
+    },
+}
+
+/// What an error code of a guest is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// 2, `ENOENT`.
+    NotFound,
+    /// 13, `EACCES`.
+    PermissionDenied,
+    /// 28, `ENOSPC`.
+    OutOfMemory,
+    /// Any other: the guest's own.
+    Other,
+}
+
+impl Failure {
+    /// Of an error code.
+    pub fn of(code: u32) -> Failure {
+        match code {
+            2 => Failure::NotFound,
+            13 => Failure::PermissionDenied,
+            28 => Failure::OutOfMemory,
+            _ => Failure::Other,
+        }
+    }
+
+    /// A word for machines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Failure::NotFound => "NotFound",
+            Failure::PermissionDenied => "PermissionDenied",
+            Failure::OutOfMemory => "OutOfMemory",
+            Failure::Other => "Other",
+        }
+    }
+}
+
+/// Why a call did not end by itself. After the first five nothing has run and the instance is as
+/// before; after the others it is spent, and whoever keeps a checkpoint goes on from that.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// There is no such function.
+    #[error("there is no export {0:?} that is a function")]
+    NoExport(String),
+    /// The function is not one that can be called like this.
+    #[error("the export {export:?} cannot be called like this: it is {found}")]
+    Signature {
+        /// Which.
+        export: String,
+        /// What it takes and gives.
+        found: String,
+    },
+    /// The arguments do not fit the function.
+    #[error("{0}")]
+    Arguments(String),
+    /// As many instances live as may.
+    #[error("as many guests run here as may: try again")]
+    Crowded,
+    /// An earlier call left the instance half done.
+    #[error("the instance is spent")]
+    Spent,
+    /// The guest did something that it may not, or ran into an `unreachable` of its own.
+    #[error("the guest trapped in {}: {}", .0.function, .0.message)]
+    Trapped(Box<GuestTrap>),
+    /// All of its slices are used up.
+    #[error("the guest used up all the slices of its call")]
+    OutOfTime,
+    /// It took too long by the clock.
+    #[error("the guest took longer than {0:?}")]
+    Late(Duration),
+    /// It ended its own program.
+    #[error("the guest exited with the code {0}")]
+    Exited(i32),
+    /// It pointed at what does not lie in its memory.
+    #[error("the guest's {what} is at {pointer}, {length} bytes long, in a memory of {memory}")]
+    OutOfBounds {
+        /// What it pointed at.
+        what: &'static str,
+        /// Where, in bytes.
+        pointer: u32,
+        /// How long, in bytes.
+        length: u32,
+        /// How large its memory is, in bytes.
+        memory: u64,
+    },
+    /// Its answer is larger than a reply may be.
+    #[error("the guest's answer of {0} bytes is larger than {MAX_ANSWER}")]
+    AnswerTooLarge(u32),
+    /// Its allocator had no room for the request.
+    #[error("the guest has no memory for a request of {0} bytes")]
+    NoMemory(u32),
+    /// The engine failed, which is nobody's fault but ours.
+    #[error("the engine failed: {0}")]
+    Engine(String),
+}
+
+/// A trap, with where it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestTrap {
+    /// What happened.
+    pub message: String,
+    /// In which function: its name, or its number.
+    pub function: String,
+    /// The functions on the stack, innermost first.
+    pub backtrace: Vec<String>,
+}
+
+impl CallError {
+    /// A word for machines: a type of error of the HTTP interface.
+    pub fn code(&self) -> &'static str {
+        match self {
+            CallError::NoExport(_) => "not_found",
+            CallError::Signature { .. } | CallError::Arguments(_) => "invalid",
+            CallError::Crowded => "overloaded",
+            CallError::OutOfTime | CallError::Late(_) => "deadline_exceeded",
+            CallError::NoMemory(_) | CallError::AnswerTooLarge(_) => "quota_exceeded",
+            CallError::Trapped(_) | CallError::Exited(_) | CallError::OutOfBounds { .. } => {
+                "guest_trapped"
+            }
+            CallError::Spent | CallError::Engine(_) => "unavailable",
+        }
+    }
+}
+
+/// A call whose arguments fit.
+pub(crate) struct Prepared {
+    export: String,
+    function: Func,
+    how: How,
+}
+
+enum How {
+    Numbers {
+        arguments: Vec<Val>,
+        results: usize,
+    },
+    Bytes {
+        allocator: Func,
+        free: Option<(Func, usize)>,
+        returns_in_memory: bool,
+    },
+}
+
+/// Looks the export up and holds the arguments against it. Runs no guest code.
+pub(crate) fn prepare(
+    instance: &mut Instance,
+    export: &str,
+    args: &Args<'_>,
+) -> Result<Prepared, CallError> {
+    let store = &mut instance.store;
+    let find = |store: &mut Store<Host>, name: &str| instance.instance.get_func(store, name);
+    let function = match export.starts_with(RESERVED) {
+        true => None,
+        false => find(store, export),
+    };
+    let function = function.ok_or_else(|| CallError::NoExport(export.to_owned()))?;
+    let ty = function.ty(&*store);
+    let params: Vec<ValType> = ty.params().collect();
+    let results: Vec<ValType> = ty.results().collect();
+    let signature = || CallError::Signature {
+        export: export.to_owned(),
+        found: ty.to_string(),
+    };
+    let how = match args {
+        Args::Numbers(values) => {
+            if !params.iter().chain(&results).all(is_number) {
+                return Err(signature());
+            }
+            if values.len() != params.len() || values.len() > MAX_ARGUMENTS {
+                let takes = params.len();
+                let given = values.len();
+                return Err(CallError::Arguments(format!(
+                    "the export {export:?} takes {takes} arguments, not {given}"
+                )));
+            }
+            let arguments = params.iter().zip(values.iter());
+            let arguments = arguments.map(|(ty, value)| number(ty, value));
+            How::Numbers {
+                arguments: arguments.collect::<Result<_, _>>()?,
+                results: results.len(),
+            }
+        }
+        Args::Bytes(bytes) => {
+            let words = |types: &[ValType]| types.iter().all(|ty| matches!(ty, ValType::I32));
+            let returns_in_memory = match (params.len(), results.len()) {
+                (2, 3) => false,
+                (3, 0) => true,
+                _ => return Err(signature()),
+            };
+            if !words(&params) || !words(&results) || instance.memory.is_none() {
+                return Err(signature());
+            }
+            if u32::try_from(bytes.len()).is_err() {
+                return Err(CallError::Arguments("the request is too large".to_owned()));
+            }
+            let mut allocator = None;
+            for name in ALLOCATORS {
+                allocator = allocator.or_else(|| find(store, name));
+            }
+            let is_allocator = |function: &Func| {
+                let ty = function.ty(&*store);
+                words(&ty.params().collect::<Vec<_>>())
+                    && words(&ty.results().collect::<Vec<_>>())
+                    && (ty.params().len(), ty.results().len()) == (1, 1)
+            };
+            let allocator = allocator.filter(is_allocator).ok_or_else(|| {
+                CallError::Arguments(
+                    "the guest exports no `us_alloc(i32) -> i32` to take bytes with".to_owned(),
+                )
+            })?;
+            let mut free = None;
+            for (name, arity) in [("us_free", 2), ("free", 1)] {
+                let Some(function) = find(store, name).filter(|_| free.is_none()) else {
+                    continue;
+                };
+                let ty = function.ty(&*store);
+                let fits = words(&ty.params().collect::<Vec<_>>())
+                    && (ty.params().len(), ty.results().len()) == (arity, 0);
+                free = fits.then_some((function, arity));
+            }
+            How::Bytes {
+                allocator,
+                free,
+                returns_in_memory,
+            }
+        }
+    };
+    Ok(Prepared {
+        export: export.to_owned(),
+        function,
+        how,
+    })
+}
+
+/// Carries a prepared call out.
+pub(crate) async fn perform<R>(
+    instance: &mut Instance,
+    prepared: Prepared,
+    args: Args<'_>,
+    with: impl FnOnce(Outcome<'_>) -> R,
+) -> Result<R, CallError> {
+    let Prepared {
+        export,
+        function,
+        how,
+    } = prepared;
+    match (how, args) {
+        (How::Numbers { arguments, results }, _) => {
+            let mut results = vec![Val::I32(0); results];
+            let store = &mut instance.store;
+            match function.call_async(store, &arguments, &mut results).await {
+                Ok(()) => Ok(with(Outcome::Numbers(results.iter().map(json).collect()))),
+                // A command ends by exiting, which is no failure if it says so.
+                Err(error) if export == START && exit_code(&error) == Some(0) => {
+                    Ok(with(Outcome::Numbers(Vec::new())))
+                }
+                Err(error) => Err(call_error(error, &export)),
+            }
+        }
+        (
+            How::Bytes {
+                allocator,
+                free,
+                returns_in_memory,
+            },
+            Args::Bytes(bytes),
+        ) => {
+            let mut guest = Guest { instance, free };
+            let length = bytes.len() as u32;
+            let request = guest.allocate(allocator, length, "request").await?;
+            guest.write(request, bytes, "request")?;
+            let mut words = [Val::I32(0), Val::I32(0), Val::I32(0)];
+            let mut ret = 0;
+            let called = if returns_in_memory {
+                ret = guest
+                    .allocate(allocator, RETURN_AREA, "return area")
+                    .await?;
+                // A guest that returns without a word has answered nothing.
+                guest.write(ret, &[0; RETURN_AREA as usize], "return area")?;
+                let params = [ret, request, length].map(word);
+                function
+                    .call_async(&mut guest.instance.store, &params, &mut [])
+                    .await
+            } else {
+                let params = [request, length].map(word);
+                function
+                    .call_async(&mut guest.instance.store, &params, &mut words)
+                    .await
+            };
+            called.map_err(|error| call_error(error, &export))?;
+            let [result, code, message] = match returns_in_memory {
+                true => guest.read_words(ret, "return area")?,
+                false => words.map(|word| word.i32().map_or(0, |word| word as u32)),
+            };
+            let outcome = match code {
+                0 => Outcome::Bytes(guest.answer(result)?),
+                code => Outcome::Failed {
+                    code,
+                    message: guest.message(message)?,
+                },
+            };
+            let seen = with(outcome);
+            guest.free(request, length).await?;
+            guest.free(ret, RETURN_AREA).await?;
+            Ok(seen)
+        }
+        // `prepare` chose how by the arguments.
+        (How::Bytes { .. }, Args::Numbers(_)) => Err(CallError::Spent),
+    }
+}
+
+/// Calls a function without parameters and results.
+pub(crate) async fn run_plain(
+    mut store: impl AsContextMut<Data = Host>,
+    function: Func,
+    name: &str,
+) -> Result<(), CallError> {
+    let plain = function.typed::<(), ()>(&store);
+    let plain = plain.map_err(|_| CallError::Signature {
+        export: name.to_owned(),
+        found: function.ty(&store).to_string(),
+    })?;
+    plain
+        .call_async(&mut store, ())
+        .await
+        .map_err(|error| call_error(error, name))
+}
+
+/// What became of a call, out of the engine's error.
+pub(crate) fn call_error(error: wasmtime::Error, export: &str) -> CallError {
+    if error.downcast_ref::<OutOfSlices>().is_some() {
+        return CallError::OutOfTime;
+    }
+    if let Some(code) = exit_code(&error) {
+        return CallError::Exited(code);
+    }
+    let frames = error.downcast_ref::<WasmBacktrace>();
+    let frames = frames.map_or(&[][..], |backtrace| backtrace.frames());
+    let backtrace: Vec<String> = frames
+        .iter()
+        .take(MAX_FRAMES)
+        .map(|frame| match frame.func_name() {
+            Some(name) => name.to_owned(),
+            None => format!("function {}", frame.func_index()),
+        })
+        .collect();
+    let message = match error.downcast_ref::<Trap>() {
+        Some(trap) => trap.to_string(),
+        None => error.root_cause().to_string(),
+    };
+    CallError::Trapped(Box::new(GuestTrap {
+        message,
+        function: match backtrace.first() {
+            Some(function) => function.clone(),
+            None => export.to_owned(),
+        },
+        backtrace,
+    }))
+}
+
+fn exit_code(error: &wasmtime::Error) -> Option<i32> {
+    error.downcast_ref::<Exit>().map(|exit| exit.0)
+}
+
+/// A guest's memory, as the host reads and writes it.
+struct Guest<'a> {
+    instance: &'a mut Instance,
+    free: Option<(Func, usize)>,
+}
+
+impl Guest<'_> {
+    /// Room of the guest's own, at 0 if none is needed.
+    async fn allocate(
+        &mut self,
+        allocator: Func,
+        length: u32,
+        what: &'static str,
+    ) -> Result<u32, CallError> {
+        if length == 0 {
+            return Ok(0);
+        }
+        let store = &mut self.instance.store;
+        let mut pointer = [Val::I32(0)];
+        allocator
+            .call_async(store, &[word(length)], &mut pointer)
+            .await
+            .map_err(|error| call_error(error, ALLOCATORS[0]))?;
+        match pointer[0].i32().unwrap_or(0) as u32 {
+            0 => Err(CallError::NoMemory(length)),
+            pointer => self.check(pointer, length, what).map(|()| pointer),
+        }
+    }
+
+    async fn free(&mut self, pointer: u32, length: u32) -> Result<(), CallError> {
+        let (Some((free, arity)), true) = (self.free, pointer != 0) else {
+            return Ok(());
+        };
+        let params = [word(pointer), word(length)];
+        let store = &mut self.instance.store;
+        let freed = free.call_async(store, &params[..arity], &mut []).await;
+        freed.map_err(|error| call_error(error, "us_free"))
+    }
+
+    fn check(&self, pointer: u32, length: u32, what: &'static str) -> Result<(), CallError> {
+        self.slice(pointer, length, what).map(|_| ())
+    }
+
+    fn slice(&self, pointer: u32, length: u32, what: &'static str) -> Result<&[u8], CallError> {
+        let memory = self.instance.memory();
+        let range = pointer as usize..pointer as usize + length as usize;
+        memory.get(range).ok_or(CallError::OutOfBounds {
+            what,
+            pointer,
+            length,
+            memory: memory.len() as u64,
+        })
+    }
+
+    fn write(&mut self, pointer: u32, bytes: &[u8], what: &'static str) -> Result<(), CallError> {
+        self.check(pointer, bytes.len() as u32, what)?;
+        let Some(memory) = self.instance.memory else {
+            return Ok(());
+        };
+        let memory = memory.data_mut(&mut self.instance.store);
+        let range = pointer as usize..pointer as usize + bytes.len();
+        if let Some(place) = memory.get_mut(range) {
+            place.copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    fn read_words<const N: usize>(
+        &self,
+        pointer: u32,
+        what: &'static str,
+    ) -> Result<[u32; N], CallError> {
+        let bytes = self.slice(pointer, 4 * N as u32, what)?;
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        Ok(words)
+    }
+
+    fn answer(&self, pointer: u32) -> Result<&[u8], CallError> {
+        if pointer == 0 {
+            return Ok(&[]);
+        }
+        let [length] = self.read_words(pointer, "answer's length")?;
+        if length as usize > MAX_ANSWER {
+            return Err(CallError::AnswerTooLarge(length));
+        }
+        // The length itself lies in the memory, so this does not wrap.
+        self.slice(pointer + 4, length, "answer")
+    }
+
+    fn message(&self, pointer: u32) -> Result<String, CallError> {
+        if pointer == 0 {
+            return Ok(String::new());
+        }
+        self.check(pointer, 1, "error message")?;
+        let text = &self.instance.memory()[pointer as usize..];
+        let text = &text[..text.len().min(MAX_MESSAGE)];
+        let end = text.iter().position(|byte| *byte == 0);
+        let text = &text[..end.unwrap_or(text.len())];
+        Ok(String::from_utf8_lossy(text).into_owned())
+    }
+}
+
+fn word(value: u32) -> Val {
+    Val::I32(value as i32)
+}
+
+fn is_number(ty: &ValType) -> bool {
+    matches!(
+        ty,
+        ValType::I32 | ValType::I64 | ValType::F32 | ValType::F64
+    )
+}
+
+/// A number of this type. Whole numbers may be written with or without a sign.
+fn number(ty: &ValType, value: &Value) -> Result<Val, CallError> {
+    let wrong = || CallError::Arguments(format!("{value} is no {ty}"));
+    let float = || match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(word) => match word.as_str() {
+            "NaN" => Some(f64::NAN),
+            "inf" => Some(f64::INFINITY),
+            "-inf" => Some(f64::NEG_INFINITY),
+            _ => None,
+        },
+        _ => None,
+    };
+    let value = match ty {
+        ValType::I32 => value
+            .as_i64()
+            .and_then(|value| {
+                let signed = i32::try_from(value);
+                signed
+                    .or(u32::try_from(value).map(|value| value as i32))
+                    .ok()
+            })
+            .map(Val::I32),
+        ValType::I64 => value
+            .as_i64()
+            .or(value.as_u64().map(|value| value as i64))
+            .map(Val::I64),
+        ValType::F32 => float().map(|value| Val::F32((value as f32).to_bits())),
+        ValType::F64 => float().map(|value| Val::F64(value.to_bits())),
+        _ => None,
+    };
+    value.ok_or_else(wrong)
+}
+
+fn json(value: &Val) -> Value {
+    match value {
+        Val::I32(value) => Value::from(*value),
+        Val::I64(value) => Value::from(*value),
+        Val::F32(bits) => json_float(f32::from_bits(*bits).into()),
+        Val::F64(bits) => json_float(f64::from_bits(*bits)),
+        _ => Value::Null,
+    }
+}
+
+fn json_float(value: f64) -> Value {
+    let word = match value {
+        value if value.is_nan() => "NaN",
+        f64::INFINITY => "inf",
+        f64::NEG_INFINITY => "-inf",
+        value => return Value::from(value),
+    };
+    Value::from(word)
+}

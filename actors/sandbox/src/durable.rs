@@ -1,0 +1,524 @@
+//! A guest whose state outlives its instance.
+//!
+//! Owns: an instance, a copy of every page that differs from the module's image as of the last call that
+//! ended well, and the numbers of its deltas. Never answers from a state that a failed call left behind:
+//! the instance is replaced, and is as before the call.
+//!
+//! ```text
+//!   call ──> ran well ──> keep(): which pages differ from the copy? ──> copy follows ──> take_delta()
+//!        └─> failed ────> a new instance from the copy                               └─> image()
+//! ```
+//!
+//! The kernel says which pages were ever written; of those, the ones that differ from the copy (or, if
+//! there is none yet, from the module's image) have changed since the last call. Comparing is exact,
+//! where a hash would only be likely, and the copy is what a failed call is undone from.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+
+use wasmtime::{Func, Global, Ref, Table, Val};
+
+use crate::abi::{Args, CallError, Outcome};
+use crate::engine::{Compiled, Limits, PAGE_BYTES};
+use crate::instance::{Instance, Setup};
+use crate::rewrite::{Obstacle, Scalar};
+use crate::snapshot::{
+    Delta, Image, ImageWriter, NO_FUNCTION, PAGE, Rest, SnapshotError, Trailer, stored_len,
+};
+use crate::wasi::Log;
+
+/// The largest memory of a guest whose state is kept: an image must fit what a snapshot may be, 64 MiB,
+/// with everything else that is in it.
+pub const MAX_DURABLE_MEMORY: u64 = 60 << 20;
+
+/// How much of a memory is copied into an image before others get the thread: a fraction of a
+/// millisecond.
+const IMAGE_PIECE: usize = 1 << 20;
+
+/// Why there is no such guest. Nothing runs.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DurableError {
+    /// The module's state cannot be checkpointed.
+    #[error("the state of this module cannot be checkpointed: {0}")]
+    Obstacle(Obstacle),
+    /// It cannot be made, or its first code failed.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Its state cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// Its state needs more than it may have.
+    #[error("the state does not fit: {0}")]
+    DoesNotFit(String),
+    /// The kernel did not say which pages were written.
+    #[error("which pages were written cannot be found out: {0}")]
+    Scan(#[from] io::Error),
+}
+
+/// A guest whose state is kept.
+#[derive(Debug)]
+pub struct Durable {
+    instance: Instance,
+    handles: Handles,
+    /// The state as of the last call that ended well.
+    kept: Kept,
+    /// The number of the last delta that was taken, and what has changed since.
+    sequence: u64,
+    pending: Pending,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Pages that may differ from the module's image, by number.
+    pages: BTreeMap<u32, Box<[u8]>>,
+    rest: Rest,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    pages: BTreeSet<u32>,
+    rest: bool,
+}
+
+/// The hidden exports of one instance.
+#[derive(Debug, Default)]
+struct Handles {
+    globals: Vec<Global>,
+    tables: Vec<Table>,
+    functions: HashMap<u32, Func>,
+    /// Which function an element of a table is, by its address in this instance.
+    by_address: HashMap<usize, u32>,
+}
+
+impl Durable {
+    /// A new guest, its start function and `_initialize` run. Its first delta is what they did.
+    ///
+    /// # Errors
+    /// See [`DurableError`].
+    pub async fn create(compiled: &Compiled, setup: Setup) -> Result<Durable, DurableError> {
+        let setup = admit(compiled, setup)?;
+        let instance = Instance::create(compiled, setup).await?;
+        let mut durable = Durable::of(instance).await?;
+        durable.keep()?;
+        // A guest that did nothing yet has a first state all the same.
+        durable.pending.rest = true;
+        Ok(durable)
+    }
+
+    /// The guest in the state of an image, if there is one, and the deltas after it.
+    ///
+    /// # Errors
+    /// See [`DurableError`].
+    pub async fn restore(
+        compiled: &Compiled,
+        setup: Setup,
+        image: Option<&Image<'_>>,
+        deltas: impl IntoIterator<Item = impl AsRef<[u8]>>,
+    ) -> Result<Durable, DurableError> {
+        let setup = admit(compiled, setup)?;
+        let module = *compiled.sha256();
+        let mut kept = Kept::default();
+        let mut sequence = 0;
+        let instance = Instance::bare(compiled, setup).await?;
+        let mut durable = Durable::of(instance).await?;
+        if let Some(image) = image {
+            if image.trailer.module != module {
+                return Err(SnapshotError::WrongModule("image").into());
+            }
+            sequence = image.trailer.sequence;
+            kept.pages = durable.differing(image);
+            kept.rest = image.trailer.rest.clone();
+        }
+        for delta in deltas {
+            let delta = Delta::decode(delta.as_ref())?;
+            delta.follows(&module, sequence)?;
+            sequence = delta.sequence;
+            for (number, page) in delta.each_page() {
+                kept.pages.insert(number, page.into());
+            }
+            kept.rest = delta.rest;
+        }
+        if image.is_none() && sequence == 0 {
+            let why = "there is neither an image nor a delta".to_owned();
+            return Err(SnapshotError::Malformed("state", why).into());
+        }
+        durable.kept = kept;
+        durable.sequence = sequence;
+        durable.settle().await?;
+        Ok(durable)
+    }
+
+    /// Calls an export; a call that fails leaves the state as it was. What changed is for
+    /// [`Durable::take_delta`].
+    ///
+    /// # Errors
+    /// [`CallFailed::Call`]: the guest is as before the call. [`CallFailed::Lost`]: it cannot be gone on
+    /// with, and is to be restored from what was recorded.
+    pub async fn call<R>(
+        &mut self,
+        export: &str,
+        args: Args<'_>,
+        with: impl FnOnce(Outcome<'_>) -> R,
+    ) -> Result<R, CallFailed> {
+        // The last caller went away in the middle.
+        if self.instance.is_spent() {
+            self.undo().await.map_err(CallFailed::Lost)?;
+        }
+        match self.instance.call(export, args, with).await {
+            Ok(done) => match self.keep() {
+                Ok(()) => Ok(done),
+                Err(error) => Err(CallFailed::Lost(error)),
+            },
+            Err(error) => {
+                if self.instance.is_spent() {
+                    self.undo().await.map_err(CallFailed::Lost)?;
+                }
+                Err(CallFailed::Call(error))
+            }
+        }
+    }
+
+    /// What has changed since the last delta, as the next one. None if nothing has.
+    pub fn take_delta(&mut self) -> Option<Vec<u8>> {
+        let pending = std::mem::take(&mut self.pending);
+        if pending.pages.is_empty() && !pending.rest {
+            return None;
+        }
+        self.sequence += 1;
+        let module = *self.instance.compiled().sha256();
+        let mut delta = Delta::new(module, self.sequence, self.kept.rest.clone());
+        for number in pending.pages {
+            if let Some(page) = self.kept.pages.get(&number) {
+                delta.push(number, page);
+            }
+        }
+        Some(delta.encode())
+    }
+
+    /// The whole state as of the last call that ended well, with `about` for whoever restores it. It
+    /// counts as having all the deltas that were taken; what is pending comes again with the next.
+    ///
+    /// # Errors
+    /// The state cannot be gone back to after a caller went away: restore it from what was recorded.
+    pub async fn image(&mut self, about: &[u8]) -> Result<Vec<u8>, DurableError> {
+        if self.instance.is_spent() {
+            self.undo().await?;
+        }
+        let memory = self.instance.memory();
+        let stored = &memory[..stored_len(memory)];
+        let mut writer = ImageWriter::new(stored.len());
+        for piece in stored.chunks(IMAGE_PIECE) {
+            writer.push(piece);
+            tokio::task::yield_now().await;
+        }
+        Ok(writer.finish(&Trailer {
+            module: *self.instance.compiled().sha256(),
+            sequence: self.sequence,
+            rest: self.kept.rest.clone(),
+            about: about.to_vec(),
+        }))
+    }
+
+    /// The number of the last delta.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Its memory as it is.
+    pub fn memory(&self) -> &[u8] {
+        self.instance.memory()
+    }
+
+    /// All of its state but its memory, as of the last call that ended well.
+    pub fn rest(&self) -> &Rest {
+        &self.kept.rest
+    }
+
+    /// What it is an instance of.
+    pub fn compiled(&self) -> &Compiled {
+        self.instance.compiled()
+    }
+
+    /// What it wrote during the last call.
+    pub fn log(&self) -> &Log {
+        self.instance.log()
+    }
+
+    /// How often it was denied something during the last call.
+    pub fn denied(&self) -> u32 {
+        self.instance.denied()
+    }
+
+    /// What it may use.
+    pub fn limits(&self) -> &Limits {
+        &self.instance.setup().limits
+    }
+
+    async fn of(mut instance: Instance) -> Result<Durable, DurableError> {
+        let handles = Handles::of(&mut instance)?;
+        instance.compiled().remember_image().await?;
+        Ok(Durable {
+            instance,
+            handles,
+            kept: Kept::default(),
+            sequence: 0,
+            pending: Pending::default(),
+        })
+    }
+
+    /// The pages of an image that this untouched instance has differently.
+    fn differing(&self, image: &Image<'_>) -> BTreeMap<u32, Box<[u8]>> {
+        let memory = self.instance.memory();
+        let stored = image.memory.chunks_exact(PAGE);
+        let zeros = std::iter::repeat(&[0; PAGE][..]);
+        let all = image.trailer.rest.memory_pages as usize * PAGE_BYTES as usize / PAGE;
+        let pages = (0..).zip(stored.chain(zeros).take(all));
+        let differs = |(number, page): &(u32, &[u8])| {
+            let at = *number as usize * PAGE;
+            match memory.get(at..at + PAGE) {
+                Some(mine) => mine != *page,
+                // Beyond what the instance begins with, there are zeros.
+                None => page.iter().any(|byte| *byte != 0),
+            }
+        };
+        let pages = pages.filter(differs);
+        pages.map(|(number, page)| (number, page.into())).collect()
+    }
+
+    /// A new instance in place of a spent one, in the state that is kept.
+    async fn undo(&mut self) -> Result<(), DurableError> {
+        let compiled = self.instance.compiled().clone();
+        let setup = self.instance.setup().clone();
+        let mut instance = Instance::bare(&compiled, setup).await?;
+        self.handles = Handles::of(&mut instance)?;
+        self.instance = instance;
+        self.settle().await
+    }
+
+    /// Brings an instance in which nothing has run into the state that is kept.
+    async fn settle(&mut self) -> Result<(), DurableError> {
+        let Durable {
+            instance,
+            handles,
+            kept,
+            ..
+        } = self;
+        let fault = |what: &str| {
+            let why = format!("{what} are not the module's");
+            SnapshotError::Malformed("state", why)
+        };
+        let wasi = instance.store.data_mut().wasi();
+        wasi.restore(&kept.rest.wasi)
+            .map_err(|error| SnapshotError::Malformed("state", error.to_string()))?;
+        if let Some(memory) = instance.memory {
+            let pages = memory.size(&instance.store);
+            let missing = u64::from(kept.rest.memory_pages).checked_sub(pages);
+            let missing = missing.ok_or_else(|| fault("its pages"))?;
+            let grown = memory.grow_async(&mut instance.store, missing).await;
+            grown.map_err(|error| DurableError::DoesNotFit(format!("{error:#}")))?;
+            let memory = memory.data_mut(&mut instance.store);
+            for (number, page) in &kept.pages {
+                let at = *number as usize * PAGE;
+                let place = memory.get_mut(at..at + PAGE);
+                place
+                    .ok_or_else(|| fault("its pages"))?
+                    .copy_from_slice(page);
+            }
+        } else if kept.rest.memory_pages != 0 || !kept.pages.is_empty() {
+            return Err(fault("its pages").into());
+        }
+        handles.write(instance, &kept.rest, fault).await
+    }
+
+    /// Finds out what the last call changed, and keeps it.
+    fn keep(&mut self) -> Result<(), DurableError> {
+        let rest = self.handles.read(&mut self.instance);
+        let memory = self.instance.memory();
+        let compiled = self.instance.compiled();
+        let written = compiled.engine().scanner().written(memory)?;
+        let image = compiled.remembered_image();
+        for number in written
+            .iter()
+            .flat_map(|range| range.start / PAGE..range.end.div_ceil(PAGE))
+        {
+            let Some(page) = memory.get(number * PAGE..(number + 1) * PAGE) else {
+                continue;
+            };
+            let number = number as u32;
+            if let Some(kept) = self.kept.pages.get_mut(&number) {
+                if **kept != *page {
+                    kept.copy_from_slice(page);
+                    self.pending.pages.insert(number);
+                }
+                continue;
+            }
+            // A page may be written without being changed: then it is as it was in the beginning.
+            let at = number as usize * PAGE;
+            let is_as_in_image = match image.get(at..at + PAGE) {
+                Some(first) => first == page,
+                None => page.iter().all(|byte| *byte == 0),
+            };
+            if !is_as_in_image {
+                self.kept.pages.insert(number, page.into());
+                self.pending.pages.insert(number);
+            }
+        }
+        if rest != self.kept.rest {
+            self.kept.rest = rest;
+            self.pending.rest = true;
+        }
+        Ok(())
+    }
+}
+
+/// Why a call of a durable guest has no outcome.
+#[derive(Debug, thiserror::Error)]
+pub enum CallFailed {
+    /// The call failed; the guest is as before it.
+    #[error(transparent)]
+    Call(CallError),
+    /// The guest is lost here. What was recorded stands.
+    #[error("the guest is lost: {0}")]
+    Lost(DurableError),
+}
+
+impl Handles {
+    fn of(instance: &mut Instance) -> Result<Handles, DurableError> {
+        let layout = instance.compiled().layout().clone();
+        let missing = |name: &str| {
+            DurableError::Call(CallError::Engine(format!("the hidden {name} is missing")))
+        };
+        let mut handles = Handles::default();
+        let Instance {
+            store, instance, ..
+        } = instance;
+        for n in 0..layout.globals.len() {
+            let name = format!("__us_g{n}");
+            let global = instance.get_global(&mut *store, &name);
+            handles.globals.push(global.ok_or_else(|| missing(&name))?);
+        }
+        for n in 0..layout.tables {
+            let name = format!("__us_t{n}");
+            let table = instance.get_table(&mut *store, &name);
+            handles.tables.push(table.ok_or_else(|| missing(&name))?);
+        }
+        for index in layout.functions {
+            let name = format!("__us_f{index}");
+            let function = instance.get_func(&mut *store, &name);
+            let function = function.ok_or_else(|| missing(&name))?;
+            let address = function.to_raw(&mut *store) as usize;
+            handles.by_address.insert(address, index);
+            handles.functions.insert(index, function);
+        }
+        Ok(handles)
+    }
+
+    fn read(&self, instance: &mut Instance) -> Rest {
+        let mut rest = Rest {
+            wasi: instance.store.data_mut().wasi().checkpoint(),
+            ..Rest::default()
+        };
+        let store = &mut instance.store;
+        if let Some(memory) = instance.memory {
+            rest.memory_pages = memory.size(&*store) as u32;
+        }
+        for global in &self.globals {
+            match global.get(&mut *store) {
+                Val::I32(value) => rest.globals.extend_from_slice(&value.to_le_bytes()),
+                Val::I64(value) => rest.globals.extend_from_slice(&value.to_le_bytes()),
+                Val::F32(bits) => rest.globals.extend_from_slice(&bits.to_le_bytes()),
+                Val::F64(bits) => rest.globals.extend_from_slice(&bits.to_le_bytes()),
+                Val::V128(bits) => {
+                    let bits = bits.as_u128();
+                    rest.globals.extend_from_slice(&bits.to_le_bytes());
+                }
+                // The layout has scalars only.
+                _ => {}
+            }
+        }
+        for table in &self.tables {
+            let mut elements = Vec::new();
+            for at in 0..table.size(&*store) {
+                let index = match table.get(&mut *store, at) {
+                    Some(Ref::Func(Some(function))) => {
+                        let address = function.to_raw(&mut *store) as usize;
+                        self.by_address.get(&address).copied()
+                    }
+                    _ => None,
+                };
+                elements.push(index.unwrap_or(NO_FUNCTION));
+            }
+            rest.tables.push(elements);
+        }
+        rest
+    }
+
+    async fn write(
+        &self,
+        instance: &mut Instance,
+        rest: &Rest,
+        fault: impl Fn(&str) -> SnapshotError,
+    ) -> Result<(), DurableError> {
+        let does_not_fit = |error: wasmtime::Error| DurableError::DoesNotFit(format!("{error:#}"));
+        let types = instance.compiled().layout().globals.clone();
+        let store = &mut instance.store;
+        let width: usize = types.iter().map(|ty| ty.width()).sum();
+        if width != rest.globals.len() || self.tables.len() != rest.tables.len() {
+            return Err(fault("its globals").into());
+        }
+        let mut bytes = &rest.globals[..];
+        for (global, ty) in self.globals.iter().zip(types) {
+            let (value, others) = bytes.split_at(ty.width());
+            bytes = others;
+            global
+                .set(&mut *store, value_of(ty, value))
+                .map_err(does_not_fit)?;
+        }
+        for (table, elements) in self.tables.iter().zip(&rest.tables) {
+            let missing = (elements.len() as u64).checked_sub(table.size(&*store));
+            let missing = missing.ok_or_else(|| fault("its tables"))?;
+            let grown = table
+                .grow_async(&mut *store, missing, Ref::Func(None))
+                .await;
+            grown.map_err(does_not_fit)?;
+            for (at, index) in (0..).zip(elements) {
+                let function = match *index {
+                    NO_FUNCTION => None,
+                    index => Some(
+                        *self
+                            .functions
+                            .get(&index)
+                            .ok_or_else(|| fault("its tables"))?,
+                    ),
+                };
+                table
+                    .set(&mut *store, at, Ref::Func(function))
+                    .map_err(does_not_fit)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn admit(compiled: &Compiled, mut setup: Setup) -> Result<Setup, DurableError> {
+    if let Some(obstacle) = compiled.layout().obstacle {
+        return Err(DurableError::Obstacle(obstacle));
+    }
+    setup.limits.memory_bytes = setup.limits.memory_bytes.min(MAX_DURABLE_MEMORY);
+    Ok(setup)
+}
+
+/// `bytes` is as wide as the type.
+fn value_of(ty: Scalar, bytes: &[u8]) -> Val {
+    let mut wide = [0; 16];
+    wide[..bytes.len()].copy_from_slice(bytes);
+    let bits = u128::from_le_bytes(wide);
+    match ty {
+        Scalar::I32 => Val::I32(bits as i32),
+        Scalar::I64 => Val::I64(bits as i64),
+        Scalar::F32 => Val::F32(bits as u32),
+        Scalar::F64 => Val::F64(bits as u64),
+        Scalar::V128 => Val::V128(bits.into()),
+    }
+}

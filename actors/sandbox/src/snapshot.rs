@@ -1,0 +1,473 @@
+//! A guest's state as bytes: whole, or what changed.
+//!
+//! Owns: both formats, their checks and their limits. Never touches an instance: see
+//! [`durable`](crate::durable).
+//!
+//! **An image** is the whole state. Its memory comes first and as it is, so that its pages lie at
+//! multiples of 64 KiB: whoever stores it in pieces of that size stores a piece that did not change only
+//! once. Pages of zeros at the end are left out.
+//!
+//! ```text
+//! memory │ trailer, CBOR │ its length: u32 │ CRC32C of all before: u32 │ "USi1"
+//! ```
+//!
+//! **A delta** is what became of the last state: all globals, and the pages of 4 KiB that are not as
+//! before. It is numbered; only the next one fits.
+//!
+//! ```text
+//! "USd1" │ CRC32C of all behind: u32 │ length of the head: u32 │ head, CBOR │ pages, LZ4
+//! ```
+//!
+//! Numbers are little-endian. The last byte of each magic is the version of the format.
+
+use crc::{CRC_32_ISCSI, Crc, Digest, Table};
+use minicbor::{Decode, Encode};
+
+use crate::engine::{MAX_MEMORY, PAGE_BYTES};
+
+/// The unit in which changes are found and written: the kernel's own.
+pub const PAGE: usize = 4096;
+
+/// How large the part of a delta or an image besides its pages may be: a guest's files are in it, and a
+/// thousand globals and four full tables.
+const MAX_HEAD: usize = crate::policy::FILE_BYTES_MAX + (4 << 20);
+
+const DELTA_MAGIC: &[u8; 4] = b"USd1";
+const IMAGE_MAGIC: &[u8; 4] = b"USi1";
+/// Magic, checksum, length of the head.
+const DELTA_PREFIX: usize = 12;
+/// Length of the trailer, checksum, magic.
+const IMAGE_SUFFIX: usize = 12;
+
+static CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
+
+/// The state of a guest besides its memory's bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Rest {
+    /// The size of its memory, in pages of 64 KiB.
+    #[n(0)]
+    pub memory_pages: u32,
+    /// The values of its mutable globals, one behind the other; their types are the module's.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub globals: Vec<u8>,
+    /// Its tables, if they can change: the index of each function, [`NO_FUNCTION`] for none.
+    #[n(2)]
+    pub tables: Vec<Vec<u32>>,
+    /// What is behind its WASI: its clock, its chance, its files.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub wasi: Vec<u8>,
+}
+
+/// An empty element of a table.
+pub const NO_FUNCTION: u32 = u32::MAX;
+
+/// A stretch of pages: the first one's number, and how many.
+pub type Run = (u32, u32);
+
+/// Why a state cannot be gone on from. Nothing runs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// Bytes were changed or lost on their way.
+    #[error("the checksum of the {0} is wrong")]
+    Checksum(&'static str),
+    /// It is not what this version, or any, writes.
+    #[error("the {0} cannot be read: {1}")]
+    Malformed(&'static str, String),
+    /// It is of another module.
+    #[error("the {0} is of another module")]
+    WrongModule(&'static str),
+    /// A delta is missing, or out of order.
+    #[error("delta {expected} should follow, and it is {found}")]
+    Gap {
+        /// Which one would have fitted.
+        expected: u64,
+        /// Which one it is.
+        found: u64,
+    },
+}
+
+/// What became of a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delta {
+    /// The SHA-256 of the module.
+    pub module: [u8; 32],
+    /// Its number; the first is 1.
+    pub sequence: u64,
+    /// All of the state besides the memory's bytes.
+    pub rest: Rest,
+    /// Pages that are all zeros now.
+    pub zeros: Vec<Run>,
+    /// Pages that are something else now.
+    pub changed: Vec<Run>,
+    /// Those pages, in order.
+    pub pages: Vec<u8>,
+}
+
+#[derive(Encode, Decode)]
+struct DeltaHead {
+    #[cbor(n(0), with = "minicbor::bytes")]
+    module: [u8; 32],
+    #[n(1)]
+    sequence: u64,
+    #[n(2)]
+    rest: Rest,
+    #[n(3)]
+    zeros: Vec<Run>,
+    #[n(4)]
+    changed: Vec<Run>,
+}
+
+impl Delta {
+    /// A delta without pages.
+    pub fn new(module: [u8; 32], sequence: u64, rest: Rest) -> Delta {
+        Delta {
+            module,
+            sequence,
+            rest,
+            zeros: Vec::new(),
+            changed: Vec::new(),
+            pages: Vec::new(),
+        }
+    }
+
+    /// Adds a page. Their numbers ascend.
+    pub fn push(&mut self, number: u32, page: &[u8]) {
+        if page.iter().all(|byte| *byte == 0) {
+            return extend(&mut self.zeros, number);
+        }
+        extend(&mut self.changed, number);
+        self.pages.extend_from_slice(page);
+    }
+
+    /// As bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let head = cbor(&DeltaHead {
+            module: self.module,
+            sequence: self.sequence,
+            rest: self.rest.clone(),
+            zeros: self.zeros.clone(),
+            changed: self.changed.clone(),
+        });
+        let pages = lz4_flex::block::compress(&self.pages);
+        let mut bytes = Vec::with_capacity(DELTA_PREFIX + head.len() + pages.len());
+        bytes.extend_from_slice(DELTA_MAGIC);
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&(head.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&head);
+        bytes.extend_from_slice(&pages);
+        let checksum = CRC32C.checksum(&bytes[8..]);
+        bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// From bytes.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub fn decode(bytes: &[u8]) -> Result<Delta, SnapshotError> {
+        let malformed = |why: &str| SnapshotError::Malformed("delta", why.to_owned());
+        let Some((prefix, rest)) = bytes.split_at_checked(DELTA_PREFIX) else {
+            return Err(malformed("it is too short"));
+        };
+        if prefix[..4] != *DELTA_MAGIC {
+            return Err(malformed("it does not begin as one"));
+        }
+        if CRC32C.checksum(&bytes[8..]) != word(prefix, 4) {
+            return Err(SnapshotError::Checksum("delta"));
+        }
+        let length = word(prefix, 8) as usize;
+        let Some((head, pages)) = rest.split_at_checked(length).filter(|_| length <= MAX_HEAD)
+        else {
+            return Err(malformed("its head is too long"));
+        };
+        let head: DeltaHead =
+            minicbor::decode(head).map_err(|error| malformed(&error.to_string()))?;
+        let all = head.rest.memory_pages as usize * (PAGE_BYTES as usize / PAGE);
+        if all * PAGE > MAX_MEMORY {
+            return Err(malformed("its memory is larger than any may be"));
+        }
+        if !fits(&head.zeros, all) || !fits(&head.changed, all) {
+            return Err(malformed("it has pages beyond its memory"));
+        }
+        let count: usize = head.changed.iter().map(|run| run.1 as usize).sum();
+        let pages = lz4_flex::block::decompress(pages, count * PAGE)
+            .ok()
+            .filter(|pages| pages.len() == count * PAGE)
+            .ok_or_else(|| malformed("its pages are not as many as it says"))?;
+        Ok(Delta {
+            module: head.module,
+            sequence: head.sequence,
+            rest: head.rest,
+            zeros: head.zeros,
+            changed: head.changed,
+            pages,
+        })
+    }
+
+    /// Whether it is the one that follows a state of this module and number.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub fn follows(&self, module: &[u8; 32], sequence: u64) -> Result<(), SnapshotError> {
+        if self.module != *module {
+            return Err(SnapshotError::WrongModule("delta"));
+        }
+        let expected = sequence + 1;
+        match self.sequence == expected {
+            true => Ok(()),
+            false => Err(SnapshotError::Gap {
+                expected,
+                found: self.sequence,
+            }),
+        }
+    }
+
+    /// Its pages with their numbers: first those of zeros, then the others, each in order.
+    pub fn each_page(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        let zeros = self.zeros.iter().flat_map(|run| run.0..run.0 + run.1);
+        let changed = self.changed.iter().flat_map(|run| run.0..run.0 + run.1);
+        let zeros = zeros.map(|number| (number, &[0; PAGE][..]));
+        zeros.chain(changed.zip(self.pages.chunks_exact(PAGE)))
+    }
+}
+
+/// A whole state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image<'a> {
+    /// What is not memory.
+    pub trailer: Trailer,
+    /// The memory, without what are only zeros at its end.
+    pub memory: &'a [u8],
+}
+
+/// What an image says besides its memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Trailer {
+    /// The SHA-256 of the module.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub module: [u8; 32],
+    /// The number of the last delta that is in it.
+    #[n(1)]
+    pub sequence: u64,
+    /// All of the state besides the memory's bytes.
+    #[n(2)]
+    pub rest: Rest,
+    /// Words of whoever keeps the guest, which are handed back to it.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub about: Vec<u8>,
+}
+
+impl<'a> Image<'a> {
+    /// From bytes, without copying its memory.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub fn decode(bytes: &'a [u8]) -> Result<Image<'a>, SnapshotError> {
+        let malformed = |why: &str| SnapshotError::Malformed("image", why.to_owned());
+        let at = bytes.len().checked_sub(IMAGE_SUFFIX);
+        let at = at.ok_or_else(|| malformed("it is too short"))?;
+        let (body, suffix) = bytes.split_at(at);
+        if suffix[8..] != *IMAGE_MAGIC {
+            return Err(malformed("it does not end as one"));
+        }
+        if CRC32C.checksum(&bytes[..at + 4]) != word(suffix, 4) {
+            return Err(SnapshotError::Checksum("image"));
+        }
+        let length = word(suffix, 0) as usize;
+        let at = body
+            .len()
+            .checked_sub(length)
+            .filter(|_| length <= MAX_HEAD);
+        let at = at.ok_or_else(|| malformed("its trailer is too long"))?;
+        let (memory, trailer) = body.split_at(at);
+        let trailer: Trailer =
+            minicbor::decode(trailer).map_err(|error| malformed(&error.to_string()))?;
+        let all = trailer.rest.memory_pages as usize * PAGE_BYTES as usize;
+        if memory.len() > all || memory.len() % PAGE_BYTES as usize != 0 || all > MAX_MEMORY {
+            return Err(malformed("its memory is not of the size that it says"));
+        }
+        Ok(Image { trailer, memory })
+    }
+}
+
+/// Writes an image piece by piece, so that others may have the thread in between.
+pub struct ImageWriter {
+    bytes: Vec<u8>,
+    digest: Digest<'static, u32, Table<16>>,
+}
+
+impl ImageWriter {
+    /// One of a memory of about so many bytes.
+    pub fn new(memory_bytes: usize) -> ImageWriter {
+        ImageWriter {
+            bytes: Vec::with_capacity(memory_bytes + (64 << 10)),
+            digest: CRC32C.digest(),
+        }
+    }
+
+    /// The next piece of memory.
+    pub fn push(&mut self, memory: &[u8]) {
+        self.digest.update(memory);
+        self.bytes.extend_from_slice(memory);
+    }
+
+    /// The image.
+    pub fn finish(mut self, trailer: &Trailer) -> Vec<u8> {
+        let trailer = cbor(trailer);
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(&trailer);
+        self.bytes
+            .extend_from_slice(&(trailer.len() as u32).to_le_bytes());
+        self.digest.update(&self.bytes[at..]);
+        let checksum = self.digest.finalize();
+        self.bytes.extend_from_slice(&checksum.to_le_bytes());
+        self.bytes.extend_from_slice(IMAGE_MAGIC);
+        self.bytes
+    }
+}
+
+/// How much of a memory an image must hold: up to the last page of 64 KiB that is not all zeros.
+pub(crate) fn stored_len(memory: &[u8]) -> usize {
+    let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
+    let pages = memory.chunks(PAGE_BYTES as usize).rev();
+    let zeros = pages.take_while(|page| is_zero(page)).count();
+    memory.len() - zeros * PAGE_BYTES as usize
+}
+
+fn extend(runs: &mut Vec<Run>, number: u32) {
+    match runs.last_mut() {
+        Some(run) if run.0 + run.1 == number => run.1 += 1,
+        _ => runs.push((number, 1)),
+    }
+}
+
+/// Whether runs ascend, do not overlap and end in time.
+fn fits(runs: &[Run], pages: usize) -> bool {
+    let mut next = 0u64;
+    for (first, count) in runs {
+        if u64::from(*first) < next {
+            return false;
+        }
+        next = u64::from(*first) + u64::from(*count);
+    }
+    next <= pages as u64
+}
+
+fn cbor<T: Encode<()>>(value: &T) -> Vec<u8> {
+    minicbor::to_vec(value).expect("a vector takes every byte")
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn delta() -> Delta {
+        let rest = Rest {
+            memory_pages: 2,
+            globals: vec![1, 2, 3, 4],
+            tables: vec![vec![1, NO_FUNCTION]],
+            wasi: vec![5; 9],
+        };
+        let mut delta = Delta::new([9; 32], 3, rest);
+        delta.push(0, &[7; PAGE]);
+        delta.push(1, &[0; PAGE]);
+        delta.push(2, &[0; PAGE]);
+        delta.push(30, &[8; PAGE]);
+        delta.push(31, &[9; PAGE]);
+        delta
+    }
+
+    fn image() -> (Vec<u8>, Trailer) {
+        let trailer = Trailer {
+            module: [9; 32],
+            sequence: 5,
+            rest: Rest {
+                memory_pages: 3,
+                ..Rest::default()
+            },
+            about: b"about".to_vec(),
+        };
+        let mut memory = vec![0; 3 * PAGE_BYTES as usize];
+        memory[70_000] = 1;
+        let mut writer = ImageWriter::new(0);
+        writer.push(&memory[..stored_len(&memory)]);
+        (writer.finish(&trailer), trailer)
+    }
+
+    #[test]
+    fn a_delta_comes_back_with_its_pages() {
+        let delta = delta();
+        let bytes = delta.encode();
+        assert!(bytes.len() < 1000, "{} bytes", bytes.len());
+        let back = Delta::decode(&bytes).unwrap();
+        assert_eq!(back, delta);
+        let pages: Vec<(u32, u8)> = back.each_page().map(|(n, page)| (n, page[5])).collect();
+        assert_eq!(pages, [(1, 0), (2, 0), (0, 7), (30, 8), (31, 9)]);
+    }
+
+    #[test]
+    fn an_image_leaves_out_zeros_at_its_end_and_nothing_else() {
+        let (bytes, trailer) = image();
+        let back = Image::decode(&bytes).unwrap();
+        assert_eq!(back.trailer, trailer);
+        assert_eq!(back.memory.len(), 2 * PAGE_BYTES as usize);
+        assert_eq!(back.memory[70_000], 1);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_noticed() {
+        let delta = delta().encode();
+        let (image, _) = image();
+        for length in 0..delta.len() {
+            assert!(Delta::decode(&delta[..length]).is_err());
+        }
+        for bit in 0..delta.len() * 8 {
+            let mut delta = delta.clone();
+            delta[bit / 8] ^= 1 << (bit % 8);
+            assert!(Delta::decode(&delta).is_err(), "bit {bit}");
+        }
+        for at in (0..image.len())
+            .step_by(1009)
+            .chain(image.len() - 120..image.len())
+        {
+            assert!(Image::decode(&image[..at]).is_err());
+            let mut image = image.clone();
+            image[at] ^= 16;
+            assert!(Image::decode(&image).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_delta_fits_only_its_own_module_and_only_the_next() {
+        let delta = delta();
+        assert_eq!(delta.follows(&[9; 32], 2), Ok(()));
+        let wrong = delta.follows(&[8; 32], 2);
+        assert_eq!(wrong, Err(SnapshotError::WrongModule("delta")));
+        for before in [0, 1, 3, 4] {
+            let expected = before + 1;
+            let gap = SnapshotError::Gap { expected, found: 3 };
+            assert_eq!(delta.follows(&[9; 32], before), Err(gap));
+        }
+    }
+
+    #[test]
+    fn a_delta_that_lies_about_its_size_takes_no_memory() {
+        let mut huge = delta();
+        huge.rest.memory_pages = u32::MAX / 4096;
+        huge.changed = vec![(0, u32::MAX / 2)];
+        let error = Delta::decode(&huge.encode()).unwrap_err();
+        assert!(matches!(error, SnapshotError::Malformed(..)), "{error}");
+        let mut beyond = delta();
+        beyond.rest.memory_pages = 1;
+        assert!(Delta::decode(&beyond.encode()).is_err());
+        let mut fewer = delta();
+        fewer.pages.truncate(PAGE);
+        assert!(Delta::decode(&fewer.encode()).is_err());
+    }
+}
