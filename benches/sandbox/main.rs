@@ -99,8 +99,7 @@ async fn run(rounds: usize) -> Result<()> {
             Some(Target::RatioAtMost(0.05)),
         ));
     }
-    let file = report("sandbox", &rows)?;
-    println!("Written to {}.", file.display());
+    report("sandbox", &rows)?;
     Ok(())
 }
 
