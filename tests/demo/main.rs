@@ -1,4 +1,5 @@
-//! The demo: three real nodes, a thousand counters, callers who know all three addresses, and kills.
+//! The demo: three real nodes, a thousand counters and some sandboxes, callers who know all three
+//! addresses, and kills.
 //!
 //! Owns: the story, its table and its verdict. Everything that happens is real: processes, QUIC, disks
 //! and SIGKILL. It fails when a single acknowledged step is missing or there twice, or a process is
@@ -12,9 +13,10 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use understudy_tests::callers::{Callers, Ledger, first_answers};
 use understudy_tests::cluster::{Cluster, Options};
+use understudy_tests::guests::{self, Users};
 
 const HELP: &str = "\
-The demo: three nodes, a thousand counters, callers, and kills.
+The demo: three nodes, a thousand counters, four sandboxes, callers, and kills.
 
 Usage: understudy-demo [--exe PATH] [--json FILE] [--once] [--counters N] [--callers N]
 
@@ -129,9 +131,20 @@ async fn run(asked: &Asked) -> Result<()> {
         Duration::from_secs(60),
     )
     .await;
+    let users = Users::start(
+        cluster.client().clone(),
+        cluster.urls(),
+        SANDBOXES,
+        match asked.rounds {
+            1 => USER_PAUSE,
+            _ => LONG_USER_PAUSE,
+        },
+    )
+    .await?;
     println!(
-        "{} counters answer; {} callers begin.\n",
-        asked.counters, asked.callers
+        "{} counters and {SANDBOXES} sandboxes answer; {} callers begin.\n",
+        asked.counters,
+        asked.callers + SANDBOXES
     );
     let callers = Callers::start(
         cluster.client().clone(),
@@ -140,7 +153,7 @@ async fn run(asked: &Asked) -> Result<()> {
         asked.callers,
         CALLER_PAUSE,
     );
-    clean_run(&mut cluster, &callers).await?;
+    clean_run(&mut cluster, &callers, &users).await?;
     let mut rows = Vec::new();
     let mut probe = 1;
     for _ in 0..asked.rounds {
@@ -151,16 +164,18 @@ async fn run(asked: &Asked) -> Result<()> {
             println!("{}", line(&row));
             rows.push(row);
             cluster.wait_whole(WHOLE_LIMIT).await?;
-            clean_run(&mut cluster, &callers).await?;
+            clean_run(&mut cluster, &callers, &users).await?;
         }
     }
     ledger.merge(callers.finish().await);
-    finish(cluster, asked, began, ledger, rows).await
+    println!("Giving each sandbox's calls to one that nobody disturbs...");
+    let guests = users.finish().await?;
+    finish(cluster, asked, began, ledger, guests, rows).await
 }
 
 /// Ten seconds in which nothing is broken: a strike is cleared by ten seconds of clean running (V2).
-async fn clean_run(cluster: &mut Cluster, callers: &Callers) -> Result<()> {
-    let before = callers.acknowledged();
+async fn clean_run(cluster: &mut Cluster, callers: &Callers, users: &Users) -> Result<()> {
+    let (before, calls_before) = (callers.acknowledged(), users.acknowledged());
     let began = Instant::now();
     while began.elapsed() < CLEAN {
         let ended = cluster.respawn_ended()?;
@@ -175,12 +190,16 @@ async fn clean_run(cluster: &mut Cluster, callers: &Callers) -> Result<()> {
     }
     let steps = callers.acknowledged() - before;
     let rate = steps as f64 / began.elapsed().as_secs_f64();
+    let calls = users.acknowledged() - calls_before;
     println!(
-        "  whole; {steps} steps in {:.0} s ({rate:.0} a second)",
+        "  whole; {steps} steps in {:.0} s ({rate:.0} a second), {calls} calls of sandboxes",
         CLEAN.as_secs_f64()
     );
     if steps == 0 {
         bail!("nothing was answered in {CLEAN:?}");
+    }
+    if calls == 0 {
+        bail!("no sandbox answered in {CLEAN:?}");
     }
     Ok(())
 }
@@ -268,6 +287,7 @@ async fn finish(
     asked: &Asked,
     began: Instant,
     ledger: Ledger,
+    guests: guests::Verdict,
     rows: Vec<Value>,
 ) -> Result<()> {
     let urls = cluster.urls();
@@ -289,6 +309,17 @@ async fn finish(
         ledger.retries,
         left.len()
     );
+    println!(
+        "{} calls of {} sandboxes were acknowledged, the slowest after {:.0} ms; {}.",
+        guests.acknowledged,
+        guests.sandboxes,
+        millis(guests.slowest),
+        match guests.wrong.is_empty() {
+            true => "answers and memories are those of undisturbed ones",
+            false => "they are NOT as undisturbed ones are",
+        }
+    );
+    verdict.wrong.extend(guests.wrong.iter().cloned());
     let seconds = began.elapsed().as_secs_f64();
     if let Some(path) = &asked.json {
         let json = json!({
@@ -298,6 +329,11 @@ async fn finish(
             "found": verdict.found,
             "exactly_once": verdict.wrong.is_empty() && verdict.acknowledged == verdict.found,
             "retries": ledger.retries,
+            "sandboxes": guests.sandboxes,
+            "sandbox_calls": guests.acknowledged,
+            "sandbox_retries": guests.retries,
+            "sandbox_slowest_ms": millis(guests.slowest),
+            "sandboxes_undisturbed": guests.wrong.is_empty(),
             "faults": rows,
             "orphans": left.len(),
             "wrong": verdict.wrong,
@@ -327,6 +363,16 @@ fn millis(took: Duration) -> f64 {
 
 /// Between two steps of one caller: a load that two cores carry beside three nodes.
 const CALLER_PAUSE: Duration = Duration::from_millis(10);
+
+/// Sandboxes, each with a caller of its own.
+const SANDBOXES: usize = 4;
+
+/// Between two calls of one sandbox: a minute of them.
+const USER_PAUSE: Duration = Duration::from_millis(200);
+
+/// The same when there are several rounds: a child takes 512 keyed calls in ten minutes, since it
+/// remembers each for so long.
+const LONG_USER_PAUSE: Duration = Duration::from_millis(1_250);
 
 /// Clean running before the next fault (V2).
 const CLEAN: Duration = Duration::from_secs(10);

@@ -55,6 +55,14 @@ impl Client {
             .with_context(|| format!("POST {server}{path}"))
     }
 
+    /// Sends bytes, reads JSON.
+    pub async fn put(&self, server: &str, path: &str, body: Vec<u8>) -> Result<Value> {
+        let request = self.inner.put(format!("{server}{path}")).body(body);
+        self.json(request)
+            .await
+            .with_context(|| format!("PUT {server}{path}"))
+    }
+
     async fn json(&self, request: reqwest::RequestBuilder) -> Result<Value> {
         let request = request.bearer_auth(&self.token).timeout(REQUEST_LIMIT);
         let response = request.send().await?;
@@ -110,13 +118,36 @@ impl Client {
     ) -> Called {
         let millis = limit.as_millis();
         let url = format!("{server}/v1/children/{child}/call?timeout={millis}ms");
-        let mut request = self.inner.post(url).bearer_auth(&self.token);
+        let mut request = self.inner.post(url).body(body.to_owned());
         if let Some(key) = key {
             request = request.header("Idempotency-Key", key);
         }
+        self.called(request, limit).await
+    }
+
+    /// Calls an export of a sandbox with numbers.
+    pub async fn sandbox(
+        &self,
+        server: &str,
+        sandbox: &str,
+        export: &str,
+        key: Option<&str>,
+        args: &Value,
+        limit: Duration,
+    ) -> Called {
+        let millis = limit.as_millis();
+        let url = format!("{server}/v1/sandboxes/{sandbox}/call/{export}?timeout={millis}ms");
+        let mut request = self.inner.post(url).json(args);
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        self.called(request, limit).await
+    }
+
+    async fn called(&self, request: reqwest::RequestBuilder, limit: Duration) -> Called {
         let request = request
-            .timeout(limit + Duration::from_millis(500))
-            .body(body.to_owned());
+            .bearer_auth(&self.token)
+            .timeout(limit + Duration::from_millis(500));
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => return Called::Again(error.to_string()),

@@ -8,6 +8,7 @@
 pub mod callers;
 pub mod cluster;
 pub mod disk;
+pub mod guests;
 pub mod http;
 pub mod ports;
 pub mod process;

@@ -19,7 +19,7 @@ pub(crate) struct Bench {
 }
 
 /// Every bench there is.
-pub(crate) const BENCHES: [Bench; 4] = [
+pub(crate) const BENCHES: [Bench; 5] = [
     Bench {
         name: "simulator",
         cargo: &["run --release -p understudy-sim -- --bench"],
@@ -41,6 +41,11 @@ pub(crate) const BENCHES: [Bench; 4] = [
     Bench {
         name: "checkpoint",
         cargo: &["run --release -p understudy-benches --bin bench-checkpoint"],
+        has_peers: false,
+    },
+    Bench {
+        name: "sandbox",
+        cargo: &["run --release -p understudy-benches --bin bench-sandbox"],
         has_peers: false,
     },
 ];

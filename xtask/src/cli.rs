@@ -335,6 +335,7 @@ Benches:
   failover     how long callers see the loss of a node
   messaging    tells and asks between two processes, beside Erlang, ractor_cluster and a raw QUIC stream
   checkpoint   records of 4 KiB flushed on three replicas, beside the disk alone
+  sandbox      guests beside bare wasmtime, and their checkpoints beside copying everything
 
 Options:
   -y, --yes    install what is missing without asking
