@@ -123,6 +123,7 @@ async fn answer(net: Net, mut letters: mpsc::Receiver<Letter>, count: Arc<Count>
                         outcome: Outcome::Answered {
                             body: envelope.body,
                             reflects: Seq(1),
+                            durable: true,
                         },
                     };
                     let _ = net.send(from, Lane::Of(reply.call.number), framed(&reply));

@@ -108,9 +108,10 @@ impl World {
                 } => self.tell(Event::Executed {
                     child,
                     call: envelope.call,
-                    answer: Bytes::from_static(b"done"),
-                    effect: Some(envelope.body),
+                    answer: Bytes::from_static(b"done").into(),
+                    effect: Some(envelope.body.into()),
                     state: snapshot.then(|| vec![7; self.state].into()),
+                    durable: true,
                 }),
                 Action::Reply(reply) => self.outcomes.push(reply.outcome),
                 _ => {}

@@ -161,15 +161,16 @@ fn a_body_with_anything_unknown_is_refused_whole() {
         call: Some(Remembered {
             key: CallKey::Client("k".into()),
             request_hash: 1,
-            answer: Bytes::from_static(b"ok"),
+            answer: Bytes::from_static(b"ok").into(),
             seq: None,
         }),
-        effect: Bytes::from_static(b"effect"),
+        effect: Bytes::from_static(b"effect").into(),
+        earlier: Vec::new(),
     };
     let bytes = payload_of(&step);
     assert_eq!(decode_exact::<Step>(&bytes), Ok(step));
 
-    let added = [&[0x83], &bytes[1..], &[0x00]].concat();
+    let added = [&[0x84], &bytes[1..], &[0x80, 0x00]].concat();
     assert_eq!(decode_exact::<Step>(&added), Err(DecodeError::NotExact));
     let after = [&bytes[..], &[0x00]].concat();
     assert_eq!(
@@ -247,6 +248,7 @@ fn messages_at_their_limits_fit_their_frames() {
     fits(&reply(Outcome::Answered {
         body,
         reflects: Seq(COUNTER_MAX),
+        durable: true,
     }));
 }
 
@@ -296,6 +298,7 @@ fn messages_beyond_their_limits_are_refused() {
     let outcome = Outcome::Answered {
         body: long_body,
         reflects: Seq(1),
+        durable: true,
     };
     invalid(reply(outcome), "a call's body has at most 1 MiB");
 

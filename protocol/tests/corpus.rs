@@ -232,7 +232,8 @@ fn futures_of_the_directory(futures: &mut Futures) {
 fn futures_of_bodies(futures: &mut Futures) {
     let (_, step) = samples::steps().swap_remove(1);
     let body = minicbor::to_vec(&step).unwrap();
-    let added = edited_bytes(&body, &[], |fields| fields.push(ext(1)));
+    let extra = [vec![0x80], ext(1)]; // no earlier calls, and something new
+    let added = edited_bytes(&body, &[], |fields| fields.extend(extra));
     let more = [vec![0xF6], ext(1)]; // no record, and something new
     let inside = edited_bytes(&body, &[0], |fields| fields.extend(more));
     let variant = edited_bytes(&body, &[0, 0], |variant| variant[0] = ext(9));

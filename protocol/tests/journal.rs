@@ -621,9 +621,10 @@ fn every_event_of_an_agent_and_a_replica_comes_back() {
         |effect: Option<&'static [u8]>, state: Option<&'static [u8]>| agent::Event::Executed {
             child: child.clone(),
             call: call.call,
-            answer: bytes::Bytes::new(),
-            effect: effect.map(bytes::Bytes::from_static),
-            state: state.map(bytes::Bytes::from_static),
+            answer: bytes::Bytes::new().into(),
+            effect: effect.map(|effect| bytes::Bytes::from_static(effect).into()),
+            state: state.map(|state| bytes::Bytes::from_static(state).into()),
+            durable: true,
         };
     come_back([
         agent::Event::Units(vec![(UnitId(1), None), (UnitId(2), Some(granted))]),
@@ -651,6 +652,18 @@ fn every_event_of_an_agent_and_a_replica_comes_back() {
         agent::Event::Confirmed(IncarnationId(1), u64::MAX),
         agent::Event::GatewayGone(IncarnationId(1)),
         agent::Event::Tick,
+        agent::Event::Unkept {
+            child: child.clone(),
+            call: None,
+            too_large: true,
+        },
+        agent::Event::Prod(child.clone()),
+        agent::Event::Prodded {
+            child: child.clone(),
+            effect: Some(samples::pieces(100_000)),
+            state: None,
+            durable: false,
+        },
     ]);
     let records = samples::chain(&child, 3, 10);
     come_back([

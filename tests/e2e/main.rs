@@ -9,6 +9,7 @@ mod dev;
 mod disks;
 mod faults;
 mod input;
+mod large;
 mod links;
 mod story;
 mod table;

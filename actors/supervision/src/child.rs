@@ -10,6 +10,7 @@
 //!        child.snapshot()      ──> the whole state           ──> the next checkpoint's base
 //!        child.stop()          ──> (it was told to end: the last it hears)
 //!   Context::ender().end(..)   ──> (it ends by itself)
+//!   Context::prodder().prod()  ──> child.handle(a request that is_prod())
 //! ```
 //!
 //! **What survives is what was said.** A child's memory is only a cache: it is gone with its process.
@@ -32,8 +33,12 @@
 //! `tokio::task::spawn_blocking` or into a process.
 //!
 //! What a child does between calls (a page that changes by itself, a frame that is rendered) is its
-//! own until the next call's effect or snapshot holds it. Steps that a child hands out by itself
-//! will come through [`Context`], beside [`Context::ender`]; these two traits need not change for it.
+//! own until the next call's effect or snapshot holds it. To hand it out by itself it has itself prodded
+//! ([`Context::prodder`]): the node calls it in its turn, and its effect becomes a record as any.
+//!
+//! **A child may answer before its step is recorded** ([`Handled::loose`]): its caller is told so, and a
+//! later step must hold what it did. Until then its end takes that along, and the call may come again.
+//! It is prodded once before it is moved or passivated, so that only a crash does.
 
 use std::fmt;
 use std::future::Future;
@@ -43,6 +48,8 @@ use bytes::Bytes;
 use understudy_protocol::id::ChildId;
 use understudy_protocol::supervision::{Exit, RestartType};
 use understudy_protocol::wire::envelope::CallKey;
+
+use crate::values::FetchError;
 
 /// A kind of child: it starts them. One value serves every child of the kind on a node, so what they
 /// share (an engine, a pool) is held here.
@@ -96,8 +103,13 @@ pub trait Child: Send + 'static {
     ) -> impl Future<Output = Result<Handled, ChildError>> + Send;
 
     /// Its whole state after the last step, as bytes from which [`Kind::start`] makes it again. At
-    /// most 32 KiB, or it is not used and the steps alone go on growing: whatever is larger keeps its
-    /// bytes elsewhere and their names here.
+    /// most [`VALUE_BYTES_MAX`](understudy_protocol::wire::content::VALUE_BYTES_MAX) (64 MiB): above it, the call that was to be the last before the
+    /// snapshot is refused as too large, and so is every later one that takes a step.
+    ///
+    /// It is asked for after some dozens of steps, and sooner where they are long. What is long is kept
+    /// in pieces of 64 KiB, cut at fixed offsets: one whose bytes are those of an earlier snapshot, or
+    /// all zero, costs nothing. So a large state has its parts at multiples of 64 KiB, and is not
+    /// compressed.
     ///
     /// # Errors
     /// The child is broken and ends, as in [`Child::handle`].
@@ -141,12 +153,33 @@ pub struct Request {
     /// What makes a retry the same call. The node keeps a child from carrying a call out twice; this
     /// is for handing on to others, who must not do twice what the child asks of them.
     pub key: CallKey,
+    is_prod: bool,
 }
 
 impl Request {
     /// A request.
     pub fn new(key: CallKey, body: Bytes) -> Request {
-        Request { body, key }
+        Request {
+            body,
+            key,
+            is_prod: false,
+        }
+    }
+
+    /// A request of the node, without a body, because the child wanted to be prodded or is about to be
+    /// moved or passivated. Its key is nobody's, and its answer goes nowhere.
+    pub fn prod() -> Request {
+        let gateway = understudy_protocol::id::IncarnationId(0);
+        Request {
+            body: Bytes::new(),
+            key: CallKey::Internal { gateway, number: 0 },
+            is_prod: true,
+        }
+    }
+
+    /// Whether it is a prod and no call: hand out as an effect what no step holds yet.
+    pub fn is_prod(&self) -> bool {
+        self.is_prod
     }
 }
 
@@ -158,6 +191,8 @@ pub struct Handled {
     pub answer: Bytes,
     /// The step that the child took; none when its state is as it was.
     pub effect: Option<Bytes>,
+    /// The child holds nothing that neither this step nor an earlier one holds.
+    pub durable: bool,
 }
 
 impl Handled {
@@ -166,15 +201,33 @@ impl Handled {
         Handled {
             answer: answer.into(),
             effect: None,
+            durable: true,
+        }
+    }
+
+    /// An answer that does not wait for a step: what was done for it is in the child's memory alone,
+    /// and in the effect of a later call or prod. Until that is recorded the child's end takes it along,
+    /// and its caller is told so (`understudy-durable: false`). At most 1 MiB.
+    ///
+    /// In answer to a prod it says that the child goes on holding what no step holds.
+    pub fn loose(answer: impl Into<Bytes>) -> Handled {
+        Handled {
+            answer: answer.into(),
+            effect: None,
+            durable: false,
         }
     }
 
     /// An answer and the step that the child took: what its next start will find among
-    /// [`Checkpoint::steps`]. Both fit one record together: a little less than 64 KiB.
+    /// [`Checkpoint::steps`]. The answer has at most 1 MiB, the effect at most [`VALUE_BYTES_MAX`](understudy_protocol::wire::content::VALUE_BYTES_MAX)
+    /// (64 MiB): above it the call is refused as too large, and the child starts again from what was
+    /// recorded before. What is above 16 KiB is kept in files of its own beside the record, which
+    /// costs two flushes more.
     pub fn step(answer: impl Into<Bytes>, effect: impl Into<Bytes>) -> Handled {
         Handled {
             answer: answer.into(),
             effect: Some(effect.into()),
+            durable: true,
         }
     }
 }
@@ -184,6 +237,7 @@ impl Handled {
 pub struct Context {
     child: ChildId,
     ender: Ender,
+    prodder: Prodder,
 }
 
 impl Context {
@@ -202,7 +256,19 @@ impl Context {
             ender: Ender {
                 end: Arc::new(once),
             },
+            prodder: Prodder {
+                prod: Arc::new(|| {}),
+            },
         }
+    }
+
+    /// This context, whose prodder calls `prod`. Drivers and tests make these.
+    #[must_use]
+    pub fn prodded_by(mut self, prod: impl Fn() + Send + Sync + 'static) -> Context {
+        self.prodder = Prodder {
+            prod: Arc::new(prod),
+        };
+        self
     }
 
     /// Which child it is.
@@ -213,6 +279,32 @@ impl Context {
     /// By which the child ends itself.
     pub fn ender(&self) -> Ender {
         self.ender.clone()
+    }
+
+    /// By which the child has itself called.
+    pub fn prodder(&self) -> Prodder {
+        self.prodder.clone()
+    }
+}
+
+/// By which a child has itself called, from a task or a timer of its own.
+#[derive(Clone)]
+pub struct Prodder {
+    prod: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Prodder {
+    /// Has the child called with a request that [`Request::is_prod`] once it is its turn, between calls.
+    /// One prod waits at most: prodding it again before that is prodding it once. It keeps no child
+    /// from being passivated; whoever is not there any more is not called.
+    pub fn prod(&self) {
+        (self.prod)();
+    }
+}
+
+impl fmt::Debug for Prodder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Prodder")
     }
 }
 
@@ -246,6 +338,9 @@ pub enum StartError {
     /// Something that the child needs is not to be had.
     #[error("the child cannot start: {0}")]
     Failed(String),
+    /// A part of the checkpoint is not to be had now. The node says this, before the kind is asked.
+    #[error("the checkpoint is not to be had: {0}")]
+    Unfetched(#[from] FetchError),
 }
 
 /// Why a child cannot go on. Its memory is dropped; its records stand.

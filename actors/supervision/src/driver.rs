@@ -30,7 +30,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use ractor::concurrency::JoinHandle;
 use ractor::{ActorRef, ActorRuntime, SpawnErr};
 use tokio::runtime::Handle;
@@ -39,10 +38,12 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use understudy_protocol::id::ChildId;
 use understudy_protocol::supervision::Exit;
+use understudy_protocol::wire::content::Content;
 use understudy_protocol::wire::envelope::{CallId, Envelope};
 
-use crate::child::Checkpoint;
 pub use crate::kinds::{About, Kinds};
+use crate::values::KeepError;
+use crate::values::{MemoryValues, Values};
 use actor::{Birth, ChildActor, Message, Verdict};
 
 /// How long a child that is told to stop may take before it is killed: long enough to write a browser
@@ -67,12 +68,37 @@ pub enum DriverEvent {
         child: ChildId,
         /// Which call.
         call: CallId,
-        /// What it answers.
-        answer: Bytes,
+        /// What it answers. That of a step may be in pieces.
+        answer: Content,
         /// The step it took; none for a read.
-        effect: Option<Bytes>,
+        effect: Option<Content>,
         /// Its whole state after the step, when a snapshot was asked for and there was a step.
-        state: Option<Bytes>,
+        state: Option<Content>,
+        /// See [`Handled::durable`](crate::child::Handled::durable).
+        durable: bool,
+    },
+    /// The child wants to be prodded. Not said again before it has been.
+    Prod(ChildId),
+    /// The child was prodded.
+    Prodded {
+        /// Which.
+        child: ChildId,
+        /// The step it took.
+        effect: Option<Content>,
+        /// Its whole state after the step, when a snapshot was asked for and there was a step.
+        state: Option<Content>,
+        /// See [`Handled::durable`](crate::child::Handled::durable).
+        durable: bool,
+    },
+    /// The child was called or prodded, and what it handed out cannot be kept. Nothing of the call
+    /// may count: stop the child, and start it from what was recorded before.
+    Unkept {
+        /// Whose.
+        child: ChildId,
+        /// Which call; none for a prod.
+        call: Option<CallId>,
+        /// Why.
+        reason: KeepError,
     },
     /// Nothing of the child is left in memory. Once for every start, after all else of that start.
     Ended {
@@ -86,14 +112,24 @@ pub enum DriverEvent {
 }
 
 /// Runs the children of one node.
-#[derive(Debug)]
 pub struct Driver {
     kinds: Kinds,
+    values: Arc<dyn Values>,
     events: mpsc::Sender<DriverEvent>,
     runtime: Handle,
     children: HashMap<ChildId, Running>,
     /// One a child; each yields the child that it watched.
     watches: JoinSet<ChildId>,
+}
+
+/// Without what it is made of.
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver")
+            .field("kinds", &self.kinds)
+            .field("children", &self.children)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A child between its start and its end.
@@ -108,13 +144,27 @@ struct Running {
 }
 
 impl Driver {
-    /// A driver of children of these kinds, which tells `events` what becomes of them.
+    /// A driver of children of these kinds, which tells `events` what becomes of them. Their long
+    /// bytes are kept in memory: for tests and benches.
     ///
     /// # Panics
     /// Outside a tokio runtime. The children run on the one that it is called in.
     pub fn new(kinds: Kinds, events: mpsc::Sender<DriverEvent>) -> Driver {
+        Driver::keeping(kinds, Arc::new(MemoryValues::default()), events)
+    }
+
+    /// A driver whose children's long bytes are kept there.
+    ///
+    /// # Panics
+    /// As [`Driver::new`].
+    pub fn keeping(
+        kinds: Kinds,
+        values: Arc<dyn Values>,
+        events: mpsc::Sender<DriverEvent>,
+    ) -> Driver {
         Driver {
             kinds,
+            values,
             events,
             runtime: Handle::current(),
             children: HashMap::new(),
@@ -125,7 +175,7 @@ impl Driver {
     /// Starts a child from its base and the steps after it. Ends in [`DriverEvent::Started`] and, at
     /// once or later, in exactly one [`DriverEvent::Ended`]. A child that has not ended is not started
     /// again: that is logged, and the running one goes on.
-    pub fn start(&mut self, child: ChildId, base: Option<Bytes>, steps: Vec<Bytes>) {
+    pub fn start(&mut self, child: ChildId, base: Option<Content>, steps: Vec<Content>) {
         self.forget_ended();
         if self.children.get(&child).is_some_and(Running::is_up) {
             tracing::error!(%child, "started while it is up: ignored");
@@ -142,7 +192,8 @@ impl Driver {
         let birth = Birth {
             child: child.clone(),
             kind,
-            checkpoint: Checkpoint::new(base, steps),
+            recorded: (base, steps),
+            values: self.values.clone(),
             events: self.events.clone(),
             busy: busy.clone(),
             verdict,
@@ -188,6 +239,20 @@ impl Driver {
         let message = Message::Execute { envelope, snapshot };
         // One that has just ended does not hear it; its end is on its way.
         let _ = running.actor.send_message(message);
+    }
+
+    /// Prods the child, as [`Driver::execute`] hands it a call. Ends in [`DriverEvent::Prodded`] or
+    /// [`DriverEvent::Ended`].
+    pub fn prod(&mut self, child: &ChildId, snapshot: bool) {
+        let Some(running) = self.children.get(child).filter(|running| running.is_up()) else {
+            return;
+        };
+        if running.busy.swap(true, Ordering::AcqRel) {
+            tracing::error!(%child, "prodded while at work: refused");
+            return;
+        }
+        // As above.
+        let _ = running.actor.send_message(Message::Prod { snapshot });
     }
 
     /// Tells the child to stop once the call at work is answered; after [`STOP_LIMIT`] it is killed.

@@ -70,7 +70,8 @@ impl std::fmt::Debug for Kinds {
     }
 }
 
-pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// A future as an object.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A [`Kind`] as an object.
 pub(crate) trait AnyKind: Send + Sync {

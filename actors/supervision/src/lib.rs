@@ -17,7 +17,9 @@ pub mod driver;
 mod kinds;
 pub mod store;
 pub mod testing;
+pub mod values;
 
 pub use child::{
-    Checkpoint, Child, ChildError, Context, Ender, Handled, Kind, Request, StartError,
+    Checkpoint, Child, ChildError, Context, Ender, Handled, Kind, Prodder, Request, StartError,
 };
+pub use values::Values;

@@ -1,6 +1,6 @@
 //! What the author of a kind tests it with, and kinds that misbehave on request.
 //!
-//! Owns: the check that a child comes back as it was, and three kinds for testing what stands around a
+//! Owns: the check that a child comes back as it was, and five kinds for testing what stands around a
 //! child. They are in no list of kinds unless [`register`] put them there; the end-to-end tests do.
 //!
 //! | kind | request | what happens |
@@ -12,9 +12,17 @@
 //! | | `fail` | it returns an error |
 //! | | `end` | it ends by itself, as if its work were done, after the answer |
 //! | | `break` | it ends by itself, abnormally, after the answer |
+//! | `testing-large` | `set KIB SEED` | its state is so much [`noise`] from now on, by an effect as long |
+//! | | `zeros KIB` | it is so many zeros, likewise |
+//! | | `patch AT KIB SEED` | so much noise stands in its state from the KiB `AT` on |
+//! | | `read AT KIB` | it answers this part of its state, in hexadecimal digits |
+//! | | `answer KIB SEED` | it answers so much noise in hexadecimal digits, and takes a step |
+//! | `testing-loose` | `add N` | it counts, answers the sum loosely, and has itself prodded |
+//! | | `hold N` | likewise, but it has itself not prodded |
+//! | | `get` | it answers the sum |
 //!
-//! Each answers `alive` to everything else, and none has a state; so that the directory's strikes and
-//! restarts are all that is left of them.
+//! Each answers `alive` to everything else. The first three have no state; so that the directory's
+//! strikes and restarts are all that is left of them.
 
 use std::future::pending;
 use std::time::Duration;
@@ -25,17 +33,36 @@ use understudy_protocol::supervision::Exit;
 use understudy_protocol::wire::envelope::CallKey;
 
 use crate::child::{
-    Checkpoint, Child, ChildError, Context, Ender, Handled, Kind, Request, StartError,
+    Checkpoint, Child, ChildError, Context, Ender, Handled, Kind, Prodder, Request, StartError,
 };
 use crate::kinds::Kinds;
 
-/// These kinds and the three that misbehave.
+/// These kinds, the three that misbehave, the large one and the loose one.
 #[must_use]
 pub fn register(kinds: Kinds) -> Kinds {
     kinds
         .with("testing-poison", Misbehaving)
         .with("testing-slow", Misbehaving)
         .with("testing-faulty", Misbehaving)
+        .with("testing-large", Large)
+        .with("testing-loose", Loose)
+}
+
+/// So many KiB that no two seeds have in common: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+pub fn noise(kib: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)).to_le_bytes()
+    };
+    let mut noise = Vec::with_capacity(kib * 1024);
+    while noise.len() < kib * 1024 {
+        noise.extend_from_slice(&next());
+    }
+    noise
 }
 
 /// Runs the requests on a new child and, after each of them, starts another one from what is recorded:
@@ -132,6 +159,157 @@ impl Child for OnRequest {
         Ok(Bytes::new())
     }
 }
+
+/// These bytes in hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
+    let digits = bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]);
+    digits.collect()
+}
+
+/// Its children's states are as long as they are told.
+struct Large;
+
+#[derive(Default)]
+struct Bulk(Vec<u8>);
+
+impl Kind for Large {
+    type Child = Bulk;
+
+    async fn start(&self, _: Context, checkpoint: Checkpoint) -> Result<Bulk, StartError> {
+        let mut bulk = Bulk(checkpoint.base.unwrap_or_default().into());
+        for step in checkpoint.steps {
+            bulk.apply(&step).ok_or_else(|| {
+                StartError::BadCheckpoint("a step says no place that there is".into())
+            })?;
+        }
+        Ok(bulk)
+    }
+}
+
+impl Bulk {
+    /// A step is its place, eight bytes, and what stands there from now on; at the last place of all
+    /// it is the whole state.
+    fn apply(&mut self, step: &[u8]) -> Option<()> {
+        let (at, bytes) = step.split_first_chunk()?;
+        match usize::try_from(u64::from_be_bytes(*at)).ok()? {
+            WHOLE => self.0 = bytes.to_vec(),
+            at => {
+                let end = at.checked_add(bytes.len())?;
+                self.0.get_mut(at..end)?.copy_from_slice(bytes);
+            }
+        }
+        Some(())
+    }
+
+    fn step(&mut self, at: usize, bytes: &[u8], answer: Vec<u8>) -> Option<Handled> {
+        let step = [&(at as u64).to_be_bytes()[..], bytes].concat();
+        self.apply(&step)?;
+        Some(Handled::step(answer, step))
+    }
+
+    fn carry_out(&mut self, words: &[&str]) -> Option<Handled> {
+        let kib = |word: &str| word.parse::<u16>().ok().map(usize::from);
+        match *words {
+            ["set", size, seed] => {
+                let bytes = noise(kib(size)?, seed.parse().ok()?);
+                self.step(WHOLE, &bytes, b"set".to_vec())
+            }
+            ["zeros", size] => {
+                let bytes = vec![0; size.parse::<u32>().ok()? as usize * 1024];
+                self.step(WHOLE, &bytes, b"set".to_vec())
+            }
+            ["patch", at, size, seed] => {
+                let bytes = noise(kib(size)?, seed.parse().ok()?);
+                self.step(kib(at)? * 1024, &bytes, b"patched".to_vec())
+            }
+            ["read", at, size] => {
+                let at = kib(at)? * 1024;
+                let part = self.0.get(at..at + kib(size)? * 1024)?;
+                Some(Handled::read(hex(part)))
+            }
+            ["answer", size, seed] => {
+                let answer = hex(&noise(kib(size)?, seed.parse().ok()?));
+                self.step(0, &[], answer.into())
+            }
+            _ => Some(Handled::read("alive")),
+        }
+    }
+}
+
+impl Child for Bulk {
+    async fn handle(&mut self, request: Request) -> Result<Handled, ChildError> {
+        let text = String::from_utf8_lossy(&request.body);
+        let words: Vec<&str> = text.split(' ').collect();
+        let handled = self.carry_out(&words);
+        Ok(handled.unwrap_or_else(|| Handled::read("not understood")))
+    }
+
+    async fn snapshot(&mut self) -> Result<Bytes, ChildError> {
+        Ok(self.0.clone().into())
+    }
+}
+
+/// Its children answer before their steps are recorded.
+struct Loose;
+
+struct Sum {
+    sum: i64,
+    is_held: bool,
+    prodder: Prodder,
+}
+
+impl Kind for Loose {
+    type Child = Sum;
+
+    async fn start(&self, context: Context, checkpoint: Checkpoint) -> Result<Sum, StartError> {
+        let last = checkpoint.steps.into_iter().next_back().or(checkpoint.base);
+        let sum = match last {
+            Some(last) => std::str::from_utf8(&last)
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| StartError::BadCheckpoint("it is no number".into()))?,
+            None => 0,
+        };
+        Ok(Sum {
+            sum,
+            is_held: false,
+            prodder: context.prodder(),
+        })
+    }
+}
+
+impl Child for Sum {
+    async fn handle(&mut self, request: Request) -> Result<Handled, ChildError> {
+        if request.is_prod() {
+            let holds = std::mem::take(&mut self.is_held);
+            return Ok(match holds {
+                true => Handled::step("", self.sum.to_string()),
+                false => Handled::read(""),
+            });
+        }
+        let text = String::from_utf8_lossy(&request.body);
+        let (word, rest) = text.split_once(' ').unwrap_or((&text, "0"));
+        if word == "get" {
+            return Ok(Handled::read(self.sum.to_string()));
+        }
+        self.sum += rest.parse::<i64>().unwrap_or(0);
+        self.is_held = true;
+        if word == "add" {
+            self.prodder.prod();
+        }
+        Ok(Handled::loose(self.sum.to_string()))
+    }
+
+    async fn snapshot(&mut self) -> Result<Bytes, ChildError> {
+        Ok(self.sum.to_string().into())
+    }
+}
+
+/// The place of a step that is the whole state.
+const WHOLE: usize = usize::MAX;
 
 /// Nothing of the process runs after it: no destructor, no last word.
 fn die() {

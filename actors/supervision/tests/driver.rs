@@ -13,9 +13,11 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use understudy_protocol::id::{ChildId, IncarnationId};
 use understudy_protocol::supervision::{Exit, RestartType};
+use understudy_protocol::wire::content::{Content, VALUE_BYTES_MAX};
 use understudy_protocol::wire::envelope::{CallId, CallKey, Envelope};
 use understudy_supervision::counter::Counter;
 use understudy_supervision::driver::{Driver, DriverEvent, Kinds, STOP_LIMIT};
+use understudy_supervision::values::{KeepError, MemoryValues};
 use understudy_supervision::{
     Checkpoint, Child, ChildError, Context, Handled, Kind, Request, StartError, testing,
 };
@@ -67,7 +69,7 @@ impl Stage {
         match self.next().await {
             DriverEvent::Executed { call, answer, .. } => {
                 assert_eq!(call, asked);
-                String::from_utf8(answer.to_vec()).unwrap()
+                String::from_utf8(inline(answer)).unwrap()
             }
             other => panic!("{other:?} instead of an answer"),
         }
@@ -106,8 +108,15 @@ fn envelope(number: u64, to: &ChildId, body: &str) -> Envelope {
     }
 }
 
-fn bytes(text: &str) -> Bytes {
-    Bytes::copy_from_slice(text.as_bytes())
+fn bytes(text: &str) -> Content {
+    Bytes::copy_from_slice(text.as_bytes()).into()
+}
+
+fn inline(content: Content) -> Vec<u8> {
+    match content {
+        Content::Inline(bytes) => bytes.to_vec(),
+        Content::Pieces(pieces) => panic!("{pieces:?} where bytes belong"),
+    }
 }
 
 #[tokio::test]
@@ -139,6 +148,7 @@ async fn a_step_comes_with_its_effect_and_with_the_state_when_it_is_asked_for() 
             answer: bytes(answer),
             effect: effect.map(bytes),
             state: state.map(bytes),
+            durable: true,
         };
         assert_eq!(stage.next().await, expected, "{body}");
     }
@@ -288,7 +298,7 @@ async fn an_unknown_kind_is_refused_with_the_names_of_the_known() {
     assert_eq!(exit, Exit::Abnormal);
     assert_eq!(
         reason,
-        "there is no kind \"abacus\" here; there are: counter, testing-faulty, testing-poison, testing-slow"
+        "there is no kind \"abacus\" here; there are: counter, testing-faulty, testing-large, testing-loose, testing-poison, testing-slow"
     );
 }
 
@@ -313,6 +323,9 @@ async fn an_event_that_waits_for_room_holds_up_its_own_child_alone() {
         let (child, what) = match stage.next().await {
             DriverEvent::Started(child) => (child, "started"),
             DriverEvent::Executed { child, .. } => (child, "executed"),
+            DriverEvent::Unkept { child, .. } => (child, "unkept"),
+            DriverEvent::Prod(child) => (child, "wants a prod"),
+            DriverEvent::Prodded { child, .. } => (child, "prodded"),
             DriverEvent::Ended { child, .. } => (child, "ended"),
         };
         heard.entry(child).or_default().push(what);
@@ -496,7 +509,7 @@ async fn a_poisonous_child_takes_its_whole_process_with_it() {
 async fn a_counter_comes_back_as_it_was() {
     let requests: [&[u8]; 5] = [b"add 3", b"get", b"add -10", b"nonsense", b"add 1"];
     let answers = testing::comes_back(&Counter, &requests).await.unwrap();
-    assert_eq!(answers.last().unwrap(), &bytes("-6"));
+    assert_eq!(answers.last().unwrap(), &Bytes::from_static(b"-6"));
 }
 
 /// A kind whose steps are commands: it adds whatever the shared dice show when it is replayed.
@@ -520,7 +533,7 @@ impl Child for Thrown {
     }
 
     async fn snapshot(&mut self) -> Result<Bytes, ChildError> {
-        Ok(bytes(&self.0.to_string()))
+        Ok(self.0.to_string().into())
     }
 }
 
@@ -586,4 +599,180 @@ fn resident_bytes() -> usize {
         .and_then(|pages| pages.parse().ok())
         .unwrap();
     pages * PAGE
+}
+
+#[tokio::test]
+async fn long_bytes_leave_in_pieces_and_the_next_start_has_every_byte_of_them() {
+    let (sender, events) = mpsc::channel(16);
+    let values = MemoryValues::default();
+    let kinds = testing::register(Kinds::new());
+    let driver = Driver::keeping(kinds, Arc::new(values.clone()), sender);
+    let mut stage = Stage {
+        driver,
+        events,
+        calls: 0,
+    };
+    let child = stage.up("t/testing-large/a").await;
+    let mut steps = Vec::new();
+    let mut base = None;
+    for (body, snapshot, is_long) in [
+        ("set 300 1", false, true),
+        ("patch 3 1 2", false, false),
+        ("patch 100 50 3", true, true),
+        ("answer 20 4", false, false),
+    ] {
+        stage.ask(&child, body, snapshot);
+        let DriverEvent::Executed {
+            answer,
+            effect,
+            state,
+            ..
+        } = stage.next().await
+        else {
+            panic!("{body} is carried out");
+        };
+        let effect = effect.expect("a step");
+        assert_eq!(effect.pieces().is_some(), is_long, "{body}");
+        let long_answer = body.starts_with("answer");
+        assert_eq!(answer.pieces().is_some(), long_answer, "{body}");
+        steps.push(effect);
+        if let Some(state) = state {
+            assert!(state.pieces().is_some());
+            base = Some((state, steps.len()));
+        }
+    }
+    let mut expected = testing::noise(300, 1);
+    expected[3 * 1024..4 * 1024].copy_from_slice(&testing::noise(1, 2));
+    expected[100 * 1024..150 * 1024].copy_from_slice(&testing::noise(50, 3));
+    let (state, after) = base.expect("a snapshot");
+    for (name, base, steps) in [
+        ("b", None, steps.clone()),
+        ("c", Some(state.clone()), steps[after..].to_vec()),
+    ] {
+        let child = id(&format!("t/testing-large/{name}"));
+        stage.driver.start(child.clone(), base, steps);
+        assert_eq!(stage.next().await, DriverEvent::Started(child.clone()));
+        stage.ask(&child, "read 0 300", false);
+        let DriverEvent::Executed { answer, .. } = stage.next().await else {
+            panic!("it is read");
+        };
+        assert!(
+            inline(answer) == testing::hex(&expected).into_bytes(),
+            "a byte of {name} differs"
+        );
+    }
+
+    values.forget();
+    let child = id("t/testing-large/d");
+    stage.driver.start(child.clone(), Some(state), Vec::new());
+    let (exit, reason) = stage.end_of(&child).await;
+    assert_eq!(exit, Exit::Abnormal);
+    assert!(reason.contains("not to be had"), "{reason}");
+}
+
+/// Answers everything with a step, and has a state, of so many bytes.
+struct TooLong {
+    effect: usize,
+    state: usize,
+}
+
+impl Kind for TooLong {
+    type Child = TooLong;
+
+    async fn start(&self, _: Context, _: Checkpoint) -> Result<TooLong, StartError> {
+        let TooLong { effect, state } = *self;
+        Ok(TooLong { effect, state })
+    }
+}
+
+impl Child for TooLong {
+    async fn handle(&mut self, _: Request) -> Result<Handled, ChildError> {
+        Ok(Handled::step("done", vec![0; self.effect]))
+    }
+
+    async fn snapshot(&mut self) -> Result<Bytes, ChildError> {
+        Ok(vec![0; self.state].into())
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_long_or_cannot_be_kept_is_said_and_its_call_does_not_count() {
+    let (longest, longer) = (VALUE_BYTES_MAX, VALUE_BYTES_MAX + 1);
+    for (effect, state, fits) in [
+        (longest, longest, true),
+        (longer, 1, false),
+        (1, longer, false),
+    ] {
+        let mut stage = Stage::new(Kinds::new().with("long", TooLong { effect, state }));
+        let child = stage.up("t/long/a").await;
+        let asked = stage.ask(&child, "do", true);
+        match stage.next().await {
+            DriverEvent::Executed { .. } => assert!(fits, "{effect} {state}"),
+            DriverEvent::Unkept { call, reason, .. } => {
+                assert!(!fits, "{effect} {state}: {reason}");
+                assert_eq!(call, Some(asked));
+                assert!(matches!(reason, KeepError::TooLong(_)), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    let (sender, events) = mpsc::channel(16);
+    let values = MemoryValues::default();
+    values.refuse(Some("the disk is full".into()));
+    let kinds = testing::register(Kinds::new());
+    let driver = Driver::keeping(kinds, Arc::new(values), sender);
+    let calls = 0;
+    let mut stage = Stage {
+        driver,
+        events,
+        calls,
+    };
+    let child = stage.up("t/testing-large/a").await;
+    stage.ask(&child, "set 300 1", false);
+    let said = stage.next().await;
+    assert!(
+        matches!(
+            &said,
+            DriverEvent::Unkept {
+                reason: KeepError::Refused(_),
+                ..
+            }
+        ),
+        "{said:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_child_is_prodded_when_it_wants_to_be_and_hands_out_what_it_held() {
+    let mut stage = Stage::new(Kinds::new());
+    let child = stage.up("t/testing-loose/a").await;
+    let loose = |call, sum| DriverEvent::Executed {
+        child: id("t/testing-loose/a"),
+        call,
+        answer: bytes(sum),
+        effect: None,
+        state: None,
+        durable: false,
+    };
+    let call = stage.ask(&child, "hold 4", true);
+    assert_eq!(stage.next().await, loose(call, "4"));
+    let call = stage.ask(&child, "add 3", false);
+    assert_eq!(stage.next().await, loose(call, "7"));
+    assert_eq!(stage.next().await, DriverEvent::Prod(child.clone()));
+    let call = stage.ask(&child, "add 1", false);
+    assert_eq!(stage.next().await, loose(call, "8"));
+    stage.driver.prod(&child, true);
+    let prodded = |effect: Option<&str>, state: Option<&str>| DriverEvent::Prodded {
+        child: id("t/testing-loose/a"),
+        effect: effect.map(bytes),
+        state: state.map(bytes),
+        durable: true,
+    };
+    // It wanted it twice before it came: that was said once.
+    assert_eq!(stage.next().await, prodded(Some("8"), Some("8")));
+    stage.driver.prod(&child, true);
+    assert_eq!(stage.next().await, prodded(None, None));
+    stage.driver.stop(&child);
+    assert_eq!(stage.end_of(&child).await.0, Exit::Shutdown);
 }

@@ -41,6 +41,7 @@ use understudy_protocol::wire::heart::Report;
 use understudy_protocol::wire::replica::ReplicaAnswer;
 use understudy_supervision::clock;
 use understudy_supervision::driver::{Driver, DriverEvent};
+use understudy_supervision::values::KeepError;
 use understudy_transport::net::Hello;
 
 use crate::agents::ExitNotice;
@@ -100,6 +101,8 @@ struct Waiting {
 pub(crate) enum Input {
     Envelope(Envelope),
     Reply(Reply),
+    /// A reply of this node's, put together.
+    Fetched(Reply),
     Answer(ReplicaAnswer),
     Confirmed(Confirmed),
     Forwarded(Command),
@@ -355,13 +358,41 @@ impl Core {
                 answer,
                 effect,
                 state,
+                durable,
             } => agent::Event::Executed {
                 child,
                 call,
                 answer,
                 effect,
                 state,
+                durable,
             },
+            DriverEvent::Prod(child) => agent::Event::Prod(child),
+            DriverEvent::Prodded {
+                child,
+                effect,
+                state,
+                durable,
+            } => agent::Event::Prodded {
+                child,
+                effect,
+                state,
+                durable,
+            },
+            DriverEvent::Unkept {
+                child,
+                call,
+                reason,
+            } => {
+                metrics::counter!("understudy_values_refused_total").increment(1);
+                debug!(%child, ?call, %reason, "what a child handed out was not kept");
+                let too_large = matches!(reason, KeepError::TooLong(_));
+                agent::Event::Unkept {
+                    child,
+                    call,
+                    too_large,
+                }
+            }
             DriverEvent::Ended {
                 child,
                 exit,
@@ -416,6 +447,7 @@ impl Core {
                 self.tell_agent(agent::Event::Call { envelope, route });
             }
             Input::Reply(reply) => self.tell_caller(caller::Event::Reply(reply)),
+            Input::Fetched(reply) => self.reply(reply),
             Input::Answer(answer) => self.tell_agent(agent::Event::Answer(answer)),
             Input::Confirmed(Confirmed { gateway, upto }) => {
                 self.tell_agent(agent::Event::Confirmed(gateway, upto));

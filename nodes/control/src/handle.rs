@@ -73,6 +73,9 @@ pub struct Answered {
     pub body: Bytes,
     /// The last record that it reflects.
     pub reflects: Seq,
+    /// All that it reflects is in records that are acknowledged. If not, the end of the child takes it
+    /// along.
+    pub durable: bool,
     /// Who served it.
     pub node: NodeId,
 }

@@ -8,6 +8,7 @@
 //! Membership gossip only steers placement; it never ends a lease.
 
 pub mod agents;
+pub mod contents;
 pub mod core;
 pub mod events;
 pub mod handle;

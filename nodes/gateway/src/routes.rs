@@ -314,7 +314,10 @@ async fn call(
         HeaderValue::from_static("application/octet-stream"),
     );
     headers.insert(REFLECTS, HeaderValue::from(answer.reflects.0));
-    headers.insert(DURABLE, HeaderValue::from_static("true"));
+    headers.insert(
+        DURABLE,
+        HeaderValue::from_static(if answer.durable { "true" } else { "false" }),
+    );
     if let Ok(name) = HeaderValue::from_str(&name_of(&view, answer.node)) {
         headers.insert(NODE, name);
     }

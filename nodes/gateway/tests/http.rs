@@ -414,6 +414,8 @@ async fn a_call_brings_its_answer_or_its_problem() {
     assert_eq!(headers["understudy-durable"], "true");
     assert_eq!(headers["content-type"], "application/octet-stream");
     assert_eq!(response.bytes().await.unwrap(), "k1body");
+    let loose = served.call("t/counter/loose", None, Vec::new()).await;
+    assert_eq!(loose.headers()["understudy-durable"], "false");
     let longest = served
         .call("t/counter/x", None, vec![7; CALL_BODY_MAX])
         .await;

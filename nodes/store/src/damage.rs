@@ -29,6 +29,12 @@ pub enum Damage {
         /// Its name, the SHA-256 in hexadecimal digits.
         name: String,
     },
+    /// Records name this chunk and it is not there. The store fetches it from another; until then its
+    /// children are started from what others have.
+    NoChunk {
+        /// Its name, the SHA-256 in hexadecimal digits.
+        name: String,
+    },
     /// A promise, a vote or a mark is damaged or gone. The store may have promised more than it
     /// remembers, so it must not be used under its id again.
     Memory {
@@ -59,6 +65,7 @@ impl fmt::Display for Damage {
             Damage::Record { child, at } => write!(f, "{child}: the record {at} is lost"),
             Damage::Cut { noticed } => write!(f, "the last writes are lost: {noticed}"),
             Damage::Chunk { name } => write!(f, "chunk {name} is damaged"),
+            Damage::NoChunk { name } => write!(f, "chunk {name} is missing"),
             Damage::Memory { place, noticed } => {
                 write!(f, "{place}: what was promised is lost: {noticed}")
             }

@@ -261,12 +261,15 @@ fn open_parts(store: &Path, lock: &Arc<Lock>) -> Result<OpenStore, Unopened> {
     let place = |place: Place| store.join(place.name());
     let id = read_id(&place(Place::Id))?;
     let refused = |error: io::Error| Unopened::Refused(error.to_string());
+    let chunks = Chunks::open(&place(Place::Chunks), Some(Arc::clone(lock))).map_err(refused)?;
     Ok(OpenStore {
         id,
-        records: SledStore::open(&place(Place::Records), id)?.locked(lock),
+        records: SledStore::open(&place(Place::Records), id)?
+            .naming(chunks.clone())
+            .locked(lock),
         raft: RaftLog::open(&place(Place::Raft), Some(lock))?,
         limit: LimitFile::open(&place(Place::Limit))?,
-        chunks: Chunks::open(&place(Place::Chunks), Some(Arc::clone(lock))).map_err(refused)?,
+        chunks,
         rebuilt: None,
     })
 }

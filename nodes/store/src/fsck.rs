@@ -3,6 +3,7 @@
 //! Owns: the report of `understudy store fsck`, and what the probe's process does. It changes nothing
 //! of ours; sled itself tidies its files whenever it opens them.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,8 @@ pub struct FsckReport {
     pub chunks: u64,
     /// Their bytes.
     pub chunk_bytes: u64,
+    /// Chunks among them that no record names; a running node removes them after a while.
+    pub unnamed_chunks: u64,
     /// What was found wrong now.
     pub damages: Vec<Damage>,
 }
@@ -127,12 +130,14 @@ pub(crate) fn inspect(store: &Path, with_chunks: bool) -> Result<FsckReport, Fsc
     })? {
         report.store = Some(id);
     }
+    let mut named = BTreeSet::new();
     let records = || SledStore::inspect(&place(Place::Records));
     if let Some(found) = look(&mut report, Place::Records, records)? {
         report.records = found.records();
         report.children = found.children();
         report.damaged_children = found.damaged();
         (report.cut_slots, report.cut_dedicated) = found.cut_parts();
+        named = found.names(|list| Chunks::peek(&place(Place::Chunks), list));
         report.damages.extend(found.damages);
     }
     let raft = || RaftLog::inspect(&place(Place::Raft));
@@ -143,13 +148,16 @@ pub(crate) fn inspect(store: &Path, with_chunks: bool) -> Result<FsckReport, Fsc
     look(&mut report, Place::Limit, limit)?;
     if with_chunks {
         let looked = Chunks::inspect(&place(Place::Chunks));
-        let (count, bytes, damaged) = looked.map_err(|error| FsckError::Refused {
+        let found = looked.map_err(|error| FsckError::Refused {
             place: Place::Chunks.name(),
             reason: error.to_string(),
         })?;
-        (report.chunks, report.chunk_bytes) = (count, bytes);
-        let damaged = damaged.into_iter().map(|name| Damage::Chunk { name });
-        report.damages.extend(damaged);
+        (report.chunks, report.chunk_bytes) = (found.count, found.bytes);
+        report.unnamed_chunks = found.names.difference(&named).count() as u64;
+        let missing = named.difference(&found.names).map(ToString::to_string);
+        let missing = missing.map(|name| Damage::NoChunk { name });
+        let damaged = found.damaged.into_iter().map(|name| Damage::Chunk { name });
+        report.damages.extend(damaged.chain(missing));
     }
     Ok(report)
 }

@@ -23,7 +23,7 @@ mod records;
 mod replica;
 mod value;
 
-pub use chunks::{CHUNK_BYTES_MAX, ChunkName, Chunks, GetError, PutError};
+pub use chunks::{CHUNK_BYTES_MAX, ChunkName, Chunks, GetError, KEPT_UNNAMED, Looked, PutError};
 pub use damage::Damage;
 pub use data_dir::{DataDir, OnDamage, OpenError, OpenStore, QUARANTINED_MAX, Quarantined};
 pub use disk::USED_PERCENT_MAX;

@@ -34,10 +34,13 @@ use understudy_protocol::cluster::replication::{Opened, Write};
 use understudy_protocol::id::{ChildId, Seq, StoreId};
 use understudy_protocol::wire::codec::{RECORDS_BUDGET_BYTES, records_that_fit};
 use understudy_protocol::wire::codec::{decode_whole, record_bytes_max};
+use understudy_protocol::wire::content::Pieces;
 use understudy_protocol::wire::record::{Head, Record};
 use understudy_protocol::wire::replica::CHAIN_RECORDS_MAX;
+use understudy_protocol::wire::step::named_by;
 use understudy_supervision::store::{CheckpointStore, ReadError, Scrubbed, StoreError};
 
+use crate::chunks::{ChunkName, Chunks};
 use crate::damage::Damage;
 use crate::disk::Watermark;
 use crate::ledger::{self, Ledger, Unopened};
@@ -52,6 +55,11 @@ pub struct SledStore {
     index: Index,
     disk: Watermark,
     opened: Option<Opened>,
+    chunks: Option<Chunks>,
+    /// The chunks that each record names, as often as it does.
+    named: BTreeMap<ChildId, BTreeMap<Seq, Vec<ChunkName>>>,
+    /// What the records were found to name, until [`SledStore::naming`] knows the chunks.
+    found: BTreeMap<ChildId, BTreeMap<Seq, Vec<Pieces>>>,
     /// Outlives the ledger: fields are dropped in order.
     _lock: Option<Arc<Lock>>,
 }
@@ -88,13 +96,16 @@ impl SledStore {
                 .and_then(|()| ledger.mend_mark())
                 .map_err(|error| Unopened::Refused(error.to_string()))?;
         }
-        let index = found.into_index();
+        let (index, found) = found.into_index();
         Ok(SledStore {
             id,
             ledger,
             disk: Watermark::new(folder),
             opened: Some(index.opened()),
             index,
+            chunks: None,
+            named: BTreeMap::new(),
+            found,
             _lock: None,
         })
     }
@@ -104,10 +115,78 @@ impl SledStore {
         self
     }
 
+    /// Has these chunks counted: what records name stays, from their opening on.
+    pub(crate) fn naming(mut self, chunks: Chunks) -> SledStore {
+        for (child, found) in std::mem::take(&mut self.found) {
+            let named = self.named.entry(child).or_default();
+            for (seq, pieces) in found {
+                let names = names_in(&chunks, &pieces);
+                chunks.count(&names, &[]);
+                named.insert(seq, names);
+            }
+        }
+        self.chunks = Some(chunks);
+        self
+    }
+
+    /// Has counted what these writes have changed; they are flushed.
+    fn count(&mut self, batch: &[Write]) {
+        let Some(chunks) = &self.chunks else { return };
+        let (mut new, mut old) = (Vec::new(), Vec::new());
+        for write in batch {
+            match write {
+                Write::Put(record) => {
+                    let Ok(pieces) = named_by(record) else {
+                        continue;
+                    };
+                    if pieces.is_empty() {
+                        continue;
+                    }
+                    let names = names_in(chunks, &pieces);
+                    new.extend_from_slice(&names);
+                    let named = self.named.entry(record.child.clone()).or_default();
+                    old.extend(named.insert(record.seq, names).unwrap_or_default());
+                }
+                Write::Truncate { child, after } => {
+                    if let Some(named) = self.named.get_mut(child) {
+                        old.extend(named.split_off(&after.next()).into_values().flatten());
+                    }
+                }
+                Write::Prune { child, from } => {
+                    if let Some(named) = self.named.get_mut(child) {
+                        let rest = named.split_off(from);
+                        let pruned = std::mem::replace(named, rest);
+                        old.extend(pruned.into_values().flatten());
+                    }
+                }
+                Write::Drop { child } => {
+                    let dropped = self.named.remove(child).unwrap_or_default();
+                    old.extend(dropped.into_values().flatten());
+                }
+                Write::Promise { .. }
+                | Write::ChildPromise { .. }
+                | Write::Damaged { .. }
+                | Write::Cut(_) => {}
+            }
+        }
+        if !new.is_empty() || !old.is_empty() {
+            chunks.count(&new, &old);
+        }
+    }
+
     /// Looks through a database without changing it.
     pub(crate) fn inspect(folder: &Path) -> Result<Found, Unopened> {
         let (ledger, stamp) = Ledger::open(folder)?;
         Found::scan(ledger.db(), &stamp)
+    }
+
+    /// Whether the record names chunks that are not there.
+    fn lacks_chunks(&self, child: &ChildId, seq: Seq) -> bool {
+        let names = self.named.get(child).and_then(|named| named.get(&seq));
+        let (Some(chunks), Some(names)) = (&self.chunks, names) else {
+            return false;
+        };
+        !chunks.missing(names.iter().copied()).is_empty()
     }
 
     /// The record of this name, or that it is damaged: gone, unreadable, or another.
@@ -166,6 +245,7 @@ impl CheckpointStore for SledStore {
         }
         self.ledger.commit(writes, &summary, binding)?;
         staged.settle(&mut self.index);
+        self.count(&batch);
         Ok(())
     }
 
@@ -192,6 +272,10 @@ impl CheckpointStore for SledStore {
         let mut bytes = 0;
         for (child, heads) in self.index.chains_after(after) {
             for head in heads {
+                if self.lacks_chunks(child, head.seq) {
+                    scrubbed.damaged.push((child.clone(), head.seq));
+                    break;
+                }
                 match self.read_record(child, *head) {
                     Ok(record) => bytes += record_bytes_max(&record),
                     Err(ReadError::Damaged { at }) => {
@@ -212,6 +296,40 @@ impl CheckpointStore for SledStore {
 
 /// Damage by child, and what else there is.
 pub(crate) type Damages = Vec<Damage>;
+
+/// The chunks that these pieces name.
+fn names_in(chunks: &Chunks, pieces: &[Pieces]) -> Vec<ChunkName> {
+    let list = |name| chunks.get(name).ok();
+    let mut names = Vec::new();
+    for pieces in pieces {
+        names.extend(names_of(pieces, list).unwrap_or_else(|known| {
+            tracing::error!(
+                ?pieces,
+                "what these are called is lost: no chunk is removed"
+            );
+            chunks.keep_all();
+            known
+        }));
+    }
+    names
+}
+
+/// The chunks that a value names, its list among them; only the list where that cannot be had.
+fn names_of(
+    pieces: &Pieces,
+    list: impl Fn(ChunkName) -> Option<Vec<u8>>,
+) -> Result<Vec<ChunkName>, Vec<ChunkName>> {
+    let own = pieces.list();
+    let list = own.and_then(list);
+    let own = own.into_iter();
+    match pieces.names(list.as_deref()) {
+        Ok(names) => {
+            let kept = names.into_iter().filter(|name| *name != ChunkName::ZEROS);
+            Ok(own.chain(kept).collect())
+        }
+        Err(_) => Err(own.collect()),
+    }
+}
 
 fn record_key(child: &ChildId, seq: Seq) -> Vec<u8> {
     let mut key = child_key(RECORD, child);

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use understudy_config::Config;
+use understudy_control::contents::{self, ContentsConfig, ContentsTask};
 use understudy_control::core::{self, CoreConfig, CoreParts, CoreTask};
 use understudy_control::handle::Handle;
 use understudy_control::heart::{HeartCalls, HeartConfig, HeartError, HeartSocket, HeartThread};
@@ -42,6 +43,7 @@ pub struct Node {
     core: CoreTask,
     net: Net,
     replica: Arc<ReplicaThread>,
+    contents: ContentsTask,
     heart: HeartThread,
     tasks: JoinSet<()>,
     /// Ended when it is dropped: what was not heard is sent by the next start.
@@ -200,9 +202,24 @@ impl Node {
             net: slot.clone(),
         });
         let raft = RaftDriver::start(store, open.raft, routes, raft_events);
-        let own = replica.clone();
-        let asks = move |from: NodeId, request| own.ask(from, request).is_ok();
-        let inbox = inbox.inbox(asks, raft.requests());
+        let own = inbox.clone();
+        let answering = slot.clone();
+        let (contents, contents_task) = contents::start(ContentsConfig {
+            node,
+            store,
+            incarnation,
+            chunks: open.chunks,
+            replica: replica.clone(),
+            net: slot.clone(),
+            answer: Box::new(move |to, answer| {
+                if to == node {
+                    own.answer(answer);
+                } else if let Some(net) = answering.get() {
+                    core::answer(net, to, &answer);
+                }
+            }),
+        });
+        let inbox = inbox.inbox(contents.clone(), raft.requests());
         let seeds: Vec<String> = config
             .transport
             .seeds
@@ -290,7 +307,7 @@ impl Node {
             CoreParts {
                 kinds,
                 net: net.clone(),
-                replica: replica.clone(),
+                contents,
                 limit,
                 raft,
                 raft_events: raft_end,
@@ -338,6 +355,7 @@ impl Node {
             core,
             net,
             replica,
+            contents: contents_task,
             heart,
             tasks,
             resends,
@@ -396,6 +414,7 @@ impl Node {
             self.tasks.abort_all();
         }
         self.core.stop().await;
+        self.contents.stop().await;
         self.heart.stop();
         self.net.close().await;
         // Closes the store: nobody else holds it any more.

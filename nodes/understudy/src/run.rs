@@ -195,8 +195,8 @@ pub fn store_fsck(dir: &Path) -> Result<String, Failure> {
     let _ = writeln!(text, "raft entries    {}", report.raft_entries);
     let _ = writeln!(
         text,
-        "chunks          {} ({} bytes)",
-        report.chunks, report.chunk_bytes
+        "chunks          {} ({} bytes), {} of them unnamed",
+        report.chunks, report.chunk_bytes, report.unnamed_chunks
     );
     let _ = writeln!(text, "damaged chains  {}", report.damaged_children);
     let cut = match (report.cut_slots, report.cut_dedicated) {

@@ -25,6 +25,7 @@ use understudy_protocol::id::{ChildId, IncarnationId, LogId, Seq, StoreId, Super
 use understudy_protocol::machine::Machine;
 use understudy_protocol::supervision::{Exit, Strategy};
 use understudy_protocol::time::{ClusterTime, Time};
+use understudy_protocol::wire::content;
 use understudy_protocol::wire::record::{Head, Record, RecordKind};
 use understudy_protocol::wire::step::Step;
 
@@ -184,7 +185,7 @@ impl Judge {
     /// A record reached a disk.
     pub fn written(&mut self, record: &Record) {
         let op = match record.kind {
-            RecordKind::Delta => minicbor_step(record).map(|step| op_of(&step.effect)),
+            RecordKind::Delta => minicbor_step(record).map(|step| op_of(inline(&step.effect))),
             RecordKind::Snapshot => None,
         };
         let ledger = self.ledgers.entry(record.child.clone()).or_default();
@@ -597,6 +598,11 @@ impl Ledger {
 
 fn minicbor_step(record: &Record) -> Option<Step> {
     minicbor::decode(&record.body).ok()
+}
+
+/// No child here has long bytes.
+pub fn inline(content: &content::Content) -> &[u8] {
+    content.inline().expect("a few words are inline")
 }
 
 /// The operation that an effect is.

@@ -36,7 +36,8 @@ use crate::rules::{Rule, keeps};
 use crate::supervision::{self, Exit, Intensity, Policy, RestartType, Strategy, Supervisor};
 use crate::time::Time;
 use crate::wire::codec::{CALL_BODY_BYTES_MAX, DecodeError, decode_exact};
-use crate::wire::envelope::{CallId, Envelope, Outcome, Reply, Route};
+use crate::wire::content::{Content, Pieces, VALUE_BYTES_MAX};
+use crate::wire::envelope::{CallId, CallKey, Envelope, Outcome, Reply, Route};
 use crate::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind};
 use crate::wire::replica::{CHAIN_RECORDS_MAX, ReplicaAnswer, ReplicaRequest, Scope};
 use crate::wire::step::{Base, CALLS_MAX, Remembered, Step};
@@ -52,6 +53,8 @@ pub struct Agent {
     stopping: BTreeMap<ChildId, UnitId>,
     /// What is proposed once the unit's children have ended.
     withheld: BTreeMap<UnitId, Command>,
+    /// Units that are left once these of their children have been prodded.
+    parting: BTreeMap<UnitId, (Leaving, BTreeSet<ChildId>)>,
     /// Restarts of light children.
     light: Supervisor<ChildId>,
     lease_until: Time,
@@ -120,15 +123,19 @@ pub enum Event {
         /// Which call.
         #[n(1)]
         call: CallId,
-        /// What it answers.
-        #[cbor(n(2), with = "crate::wire::cbor_bytes")]
-        answer: Bytes,
+        /// What it answers. That of a step may be in pieces.
+        #[n(2)]
+        answer: Content,
         /// The step it took; none for a read.
-        #[cbor(n(3), with = "crate::wire::cbor_maybe_bytes")]
-        effect: Option<Bytes>,
+        #[n(3)]
+        effect: Option<Content>,
         /// Its whole state after the step, when a snapshot was asked for.
-        #[cbor(n(4), with = "crate::wire::cbor_maybe_bytes")]
-        state: Option<Bytes>,
+        #[n(4)]
+        state: Option<Content>,
+        /// What it did is in the step, or was nothing. If not, the child holds it until a later step
+        /// does; then the answer goes without waiting for that.
+        #[n(5)]
+        durable: bool,
     },
     /// The child ended: by itself, or killed.
     #[n(5)]
@@ -151,8 +158,8 @@ pub enum Event {
         #[n(0)]
         child: ChildId,
         /// The state.
-        #[cbor(n(1), with = "crate::wire::cbor_bytes")]
-        state: Bytes,
+        #[n(1)]
+        state: Content,
     },
     /// The lease is valid until then.
     #[n(7)]
@@ -169,6 +176,38 @@ pub enum Event {
     /// The deadline has come.
     #[n(11)]
     Tick,
+    /// The child was called or prodded, and what it handed out cannot be kept: nothing of it counts.
+    #[n(12)]
+    Unkept {
+        /// Whose.
+        #[n(0)]
+        child: ChildId,
+        /// Which call; none for a prod.
+        #[n(1)]
+        call: Option<CallId>,
+        /// It is above [`VALUE_BYTES_MAX`]; else the disk would not take it, and may another time.
+        #[n(2)]
+        too_large: bool,
+    },
+    /// The child asks to be prodded: it has changed by itself, or holds what it was slow to hand out.
+    #[n(13)]
+    Prod(#[n(0)] ChildId),
+    /// The child was prodded.
+    #[n(14)]
+    Prodded {
+        /// Which.
+        #[n(0)]
+        child: ChildId,
+        /// The step it took by itself, if it took one.
+        #[n(1)]
+        effect: Option<Content>,
+        /// As in [`Event::Executed`].
+        #[n(2)]
+        state: Option<Content>,
+        /// It holds nothing any more that no step holds.
+        #[n(3)]
+        durable: bool,
+    },
 }
 
 /// How a shard may be reshaped (S2).
@@ -202,9 +241,9 @@ pub enum Action {
         /// Which.
         child: ChildId,
         /// The child's bytes: a base or nothing, then the steps after it.
-        base: Option<Bytes>,
+        base: Option<Content>,
         /// In order.
-        steps: Vec<Bytes>,
+        steps: Vec<Content>,
     },
     /// Hand the call to the child, then say [`Event::Executed`] or [`Event::Ended`].
     Execute {
@@ -215,10 +254,28 @@ pub enum Action {
         /// Hand back the whole state too.
         snapshot: bool,
     },
+    /// Prod the child, then say [`Event::Prodded`] or [`Event::Ended`].
+    Prod {
+        /// Which.
+        child: ChildId,
+        /// Hand back the whole state too, if it takes a step.
+        snapshot: bool,
+    },
     /// Stop the child, then say [`Event::Ended`].
     Stop(ChildId),
     /// Send the reply.
     Reply(Reply),
+    /// Send the answer that these pieces hold, if it can be had.
+    ReplyPieces {
+        /// To which call.
+        call: CallId,
+        /// The answer.
+        pieces: Pieces,
+        /// As in [`Outcome::Answered`].
+        reflects: Seq,
+        /// Likewise.
+        durable: bool,
+    },
     /// The unit starts or works; the warden must know (V2).
     AtWork(UnitId),
     /// The unit rests.
@@ -272,6 +329,16 @@ struct Host {
     calls: Calls,
     /// Replies that wait for records, in the order of the records.
     held: VecDeque<Held>,
+    /// It asked to be prodded and was not yet.
+    wants_prod: bool,
+    /// It was prodded last, so the next turn is a call's.
+    was_prodded: bool,
+    /// What it has done since its last step is in no record.
+    is_loose: bool,
+    /// Calls among that.
+    loose: BTreeSet<CallKey>,
+    /// Bytes of the steps since the last snapshot: all of them are read by the next start.
+    replayed_bytes: u64,
     used: Time,
     /// When it is looked at again: its one place in the agent's `due`. Not later than it has to be,
     /// often earlier.
@@ -288,6 +355,8 @@ enum State {
     Ready,
     /// Carries a call out, since then.
     Working(Envelope, Time),
+    /// Was prodded, then.
+    Prodded(Time),
     /// Told to stop because it hung; it has not ended yet.
     Killed,
     /// It ended; its supervisor will say when it may be loaded again.
@@ -304,7 +373,16 @@ struct Waiting {
 struct Held {
     reflects: Seq,
     call: CallId,
-    body: Bytes,
+    body: Content,
+    durable: bool,
+}
+
+/// What came of a call.
+struct Done {
+    answer: Content,
+    effect: Option<Content>,
+    state: Option<Content>,
+    durable: bool,
 }
 
 impl Agent {
@@ -316,6 +394,7 @@ impl Agent {
             children: BTreeMap::new(),
             stopping: BTreeMap::new(),
             withheld: BTreeMap::new(),
+            parting: BTreeMap::new(),
             light: Supervisor::new(light_policy()),
             lease_until: Time::ZERO,
             working: BTreeMap::new(),
@@ -398,7 +477,7 @@ impl Agent {
             for (child, host) in &mut self.children {
                 if old_units.contains(&host.unit) && owner.view().scope.holds(child) {
                     let before = core::mem::replace(&mut host.unit, unit);
-                    if matches!(host.state, State::Working(..)) && before != unit {
+                    if host.is_at_work() && before != unit {
                         at_work.push(before);
                     }
                 }
@@ -443,12 +522,57 @@ impl Agent {
         };
         tell(owner, now, OwnerEvent::View(granted.view));
         if granted.stopping {
-            self.drop_hosts(|host| host.unit == unit);
-            self.leave(now, unit, Leaving::Exit(Exit::Shutdown));
+            self.part(now, unit, Leaving::Exit(Exit::Shutdown));
         } else if granted.moving {
-            self.leave(now, unit, Leaving::Release);
+            self.part(now, unit, Leaving::Release);
         }
         self.drive(now, unit);
+    }
+
+    /// Leaves the unit, when those of its children that hold what no record does have been asked for
+    /// it once.
+    fn part(&mut self, now: Time, unit: UnitId, leaving: Leaving) {
+        if let Some((then, _)) = self.parting.get_mut(&unit) {
+            *then = leaving;
+            return;
+        }
+        let left = self
+            .owners
+            .get(&unit)
+            .is_none_or(|owner| owner.phase() != Phase::Serving || owner.leaving().is_some());
+        let hosts = self.children.iter_mut();
+        let loose = hosts.filter(|(_, host)| host.unit == unit && host.is_loose && !left);
+        let loose: BTreeSet<ChildId> = loose
+            .map(|(child, host)| {
+                host.wants_prod = true;
+                child.clone()
+            })
+            .collect();
+        self.parting.insert(unit, (leaving, loose.clone()));
+        for child in &loose {
+            self.work(now, child);
+        }
+        self.parted(now, unit, None);
+    }
+
+    /// Goes on with leaving the unit, if this child was the last that it waited for.
+    fn parted(&mut self, now: Time, unit: UnitId, child: Option<&ChildId>) {
+        let Some((_, waits)) = self.parting.get_mut(&unit) else {
+            return;
+        };
+        if let Some(child) = child {
+            waits.remove(child);
+        }
+        if !waits.is_empty() {
+            return;
+        }
+        let Some((leaving, _)) = self.parting.remove(&unit) else {
+            return;
+        };
+        if matches!(leaving, Leaving::Exit(_)) {
+            self.drop_hosts(|host| host.unit == unit);
+        }
+        self.leave(now, unit, leaving);
     }
 
     fn leave(&mut self, now: Time, unit: UnitId, leaving: Leaving) {
@@ -492,6 +616,11 @@ impl Agent {
             mailbox: VecDeque::new(),
             calls: Calls::default(),
             held: VecDeque::new(),
+            wants_prod: false,
+            was_prodded: false,
+            is_loose: false,
+            loose: BTreeSet::new(),
+            replayed_bytes: 0,
             used: now,
             due: None,
         };
@@ -553,6 +682,7 @@ impl Agent {
             return;
         };
         host.state = State::Starting;
+        host.replayed_bytes = steps.iter().map(Content::length).sum();
         self.actions.push_back(Action::Start { child, base, steps });
     }
 
@@ -587,11 +717,18 @@ impl Agent {
             if host.state != State::Ready {
                 return;
             }
+            let turn = host.mailbox.is_empty() || !host.was_prodded;
+            if host.wants_prod && turn && self.prod(now, child) {
+                return;
+            }
+            let Some(host) = self.children.get_mut(child) else {
+                return;
+            };
             let Some(Waiting { envelope, until }) = host.mailbox.pop_front() else {
                 let at = host.used + self.settings.passivate_after;
                 return host.look_again(&mut self.due, child, at);
             };
-            host.used = now;
+            (host.used, host.was_prodded) = (now, false);
             let call = envelope.call;
             let Some(owner) = self
                 .owners
@@ -608,14 +745,18 @@ impl Agent {
             let held_full = host.held.len() >= HELD_MAX;
             let full = held_full || owner.chain_len(child) + RECORDS_PER_CALL > CHAIN_RECORDS_MAX;
             let every = self.settings.snapshot_every.min(SNAPSHOT_EVERY_MAX);
-            let due_snapshot = owner.since_snapshot(child) + 1 >= every;
+            let due_snapshot = owner.since_snapshot(child) + 1 >= every
+                || host.replayed_bytes >= REPLAYED_BYTES_MAX;
             match host.calls.admit(now, &envelope.key, envelope.request_hash) {
                 // I5: who asks again and again waits for the same records.
                 Admission::Answered { .. } if held_full => {
                     let retry_after_ms = RETRY_AFTER_MS;
                     self.reply(call, Outcome::Overloaded { retry_after_ms });
                 }
-                Admission::Answered { answer, seq } => self.hold(now, child, seq, call, answer),
+                Admission::Answered { answer, seq } => {
+                    let durable = !host.loose.contains(&envelope.key);
+                    self.hold(now, child, seq, call, answer, durable);
+                }
                 Admission::Conflict => self.reply(call, Outcome::Conflict),
                 Admission::Full { until } => {
                     let retry_after_ms =
@@ -643,6 +784,81 @@ impl Agent {
         }
     }
 
+    /// Prods the child, unless its unit or its chain takes no step now: then it is its turn again when
+    /// there is room. The time of its last call stays: a prod keeps nobody from being passivated.
+    fn prod(&mut self, now: Time, child: &ChildId) -> bool {
+        let Some(host) = self.children.get_mut(child) else {
+            return false;
+        };
+        let owner = self.owners.get(&host.unit);
+        let Some(owner) = owner.filter(|owner| owner.phase() == Phase::Serving) else {
+            return false;
+        };
+        let full = owner.chain_len(child) + RECORDS_PER_CALL > CHAIN_RECORDS_MAX;
+        if full || now >= self.lease_until {
+            return false;
+        }
+        let every = self.settings.snapshot_every.min(SNAPSHOT_EVERY_MAX);
+        let snapshot =
+            owner.since_snapshot(child) + 1 >= every || host.replayed_bytes >= REPLAYED_BYTES_MAX;
+        (host.wants_prod, host.was_prodded) = (false, true);
+        host.state = State::Prodded(now);
+        let unit = host.unit;
+        host.look_again(&mut self.due, child, now + self.settings.work_limit);
+        self.begin_work(unit);
+        let child = child.clone();
+        self.actions.push_back(Action::Prod { child, snapshot });
+        true
+    }
+
+    fn on_prod(&mut self, now: Time, child: &ChildId) -> Result<(), Refused> {
+        let host = self.children.get_mut(child).ok_or(Refused::NotExpected)?;
+        if !host.is_up() {
+            return Err(Refused::NotExpected);
+        }
+        host.wants_prod = true;
+        let unit = host.unit;
+        self.work(now, child);
+        self.drive(now, unit);
+        Ok(())
+    }
+
+    fn on_prodded(
+        &mut self,
+        now: Time,
+        child: ChildId,
+        effect: Option<Content>,
+        state: Option<Content>,
+        durable: bool,
+    ) -> Result<(), Refused> {
+        let unit = self.end_prod(&child)?;
+        if let Some(effect) = effect
+            && self.write_step(now, &child, None, effect, state).is_err()
+        {
+            // Its memory is ahead of its records: it starts again from them.
+            self.drop_hosts_named(&child);
+            return Ok(());
+        }
+        if let Some(host) = self.children.get_mut(&child) {
+            host.is_loose = !durable;
+        }
+        self.parted(now, unit, Some(&child));
+        self.work(now, &child);
+        self.drive(now, unit);
+        Ok(())
+    }
+
+    fn end_prod(&mut self, child: &ChildId) -> Result<UnitId, Refused> {
+        let host = self.children.get_mut(child).ok_or(Refused::NotExpected)?;
+        if !matches!(host.state, State::Prodded(_)) {
+            return Err(Refused::NotExpected);
+        }
+        host.state = State::Ready;
+        let unit = host.unit;
+        self.end_work(unit);
+        Ok(unit)
+    }
+
     /// One child more of the unit is at work: the warden knows it before the child does (V2).
     fn begin_work(&mut self, unit: UnitId) {
         let working = self.working.entry(unit).or_insert(0);
@@ -668,31 +884,32 @@ impl Agent {
         now: Time,
         child: ChildId,
         call: CallId,
-        answer: Bytes,
-        effect: Option<Bytes>,
-        state: Option<Bytes>,
+        done: Done,
     ) -> Result<(), Refused> {
-        let host = self.children.get_mut(&child).ok_or(Refused::NotExpected)?;
-        let State::Working(envelope, _) = &host.state else {
-            return Err(Refused::NotExpected);
+        let Done {
+            answer,
+            effect,
+            state,
+            durable,
+        } = done;
+        let (unit, envelope) = self.end_call(&child, call)?;
+        let (key, request_hash) = (envelope.key, envelope.request_hash);
+        let is_framed = answer.length() <= CALL_BODY_BYTES_MAX as u64;
+        let remembered = Remembered {
+            key,
+            request_hash,
+            answer: answer.clone(),
+            seq: None,
         };
-        if envelope.call != call {
-            return Err(Refused::NotExpected);
-        }
-        let (key, request_hash) = (envelope.key.clone(), envelope.request_hash);
-        host.state = State::Ready;
-        let unit = host.unit;
-        self.end_work(unit);
-        let is_framed = answer.len() <= CALL_BODY_BYTES_MAX;
-        if let Some(effect) = effect {
-            let remembered = Remembered {
-                key,
-                request_hash,
-                answer: answer.clone(),
-                seq: None,
-            };
+        if effect.is_some() || !durable {
             let written = if is_framed {
-                self.write_step(now, &child, remembered, effect, state)
+                match effect {
+                    Some(effect) => self.write_step(now, &child, Some(remembered), effect, state),
+                    None => {
+                        self.remember_loosely(now, &child, remembered);
+                        Ok(())
+                    }
+                }
             } else {
                 Err(OwnerRefused::TooLarge)
             };
@@ -709,12 +926,15 @@ impl Agent {
                 return Ok(());
             }
         }
+        if let Some(host) = self.children.get_mut(&child) {
+            host.is_loose |= !durable;
+        }
         let tail = self
             .owners
             .get(&unit)
             .map_or(Seq::ZERO, |owner| owner.tail(&child));
         if is_framed {
-            self.hold(now, &child, tail, call, answer);
+            self.hold(now, &child, tail, call, answer, durable);
         } else {
             // A read: nothing was done, and no lane would take its answer.
             self.reply(call, Outcome::TooLarge);
@@ -724,13 +944,61 @@ impl Agent {
         Ok(())
     }
 
+    /// The child is ready again: whose it is, and what it was at work on.
+    fn end_call(&mut self, child: &ChildId, call: CallId) -> Result<(UnitId, Envelope), Refused> {
+        let host = self.children.get_mut(child).ok_or(Refused::NotExpected)?;
+        if !matches!(&host.state, State::Working(envelope, _) if envelope.call == call) {
+            return Err(Refused::NotExpected);
+        }
+        let State::Working(envelope, _) = core::mem::replace(&mut host.state, State::Ready) else {
+            return Err(Refused::NotExpected);
+        };
+        let unit = host.unit;
+        self.end_work(unit);
+        Ok((unit, envelope))
+    }
+
+    /// Its memory is ahead of its records: it starts again from them.
+    fn on_unkept(
+        &mut self,
+        child: ChildId,
+        call: Option<CallId>,
+        too_large: bool,
+    ) -> Result<(), Refused> {
+        match call {
+            Some(call) => {
+                self.end_call(&child, call)?;
+                let outcome = match too_large {
+                    true => Outcome::TooLarge,
+                    false => Outcome::Unknown,
+                };
+                self.reply(call, outcome);
+            }
+            None => drop(self.end_prod(&child)?),
+        }
+        self.drop_hosts_named(&child);
+        Ok(())
+    }
+
+    /// A call whose effect no record holds yet. The first that does holds its key and its answer too,
+    /// so that neither is ever there without the other (E2).
+    fn remember_loosely(&mut self, now: Time, child: &ChildId, call: Remembered) {
+        let Some(host) = self.children.get_mut(child) else {
+            return;
+        };
+        let owner = self.owners.get(&host.unit);
+        let tail = owner.map_or(Seq::ZERO, |owner| owner.tail(child));
+        host.loose.insert(call.key.clone());
+        host.calls.remember(now, call, tail, self.settings.key_kept);
+    }
+
     fn write_step(
         &mut self,
         now: Time,
         child: &ChildId,
-        call: Remembered,
-        effect: Bytes,
-        state: Option<Bytes>,
+        call: Option<Remembered>,
+        effect: Content,
+        state: Option<Content>,
     ) -> Result<(), OwnerRefused> {
         let host = self
             .children
@@ -740,11 +1008,14 @@ impl Agent {
             .owners
             .get_mut(&host.unit)
             .ok_or(OwnerRefused::NotServing)?;
-        let body = encoded(&Step {
-            call: Some(call.clone()),
+        let replayed_bytes = effect.length();
+        let step = Step {
+            call: call.clone(),
             effect,
-        });
-        let (child, schema, kind) = (child.clone(), SCHEMA, RecordKind::Delta);
+            earlier: host.calls.of(now, &host.loose),
+        };
+        let (schema, body) = (step.schema(), encoded(&step));
+        let (child, kind) = (child.clone(), RecordKind::Delta);
         owner.handle(
             now,
             OwnerEvent::Write {
@@ -754,16 +1025,24 @@ impl Agent {
                 body,
             },
         )?;
-        host.calls
-            .remember(now, call, owner.tail(&child), self.settings.key_kept);
+        let (tail, kept) = (owner.tail(&child), self.settings.key_kept);
+        if let Some(call) = call {
+            host.calls.remember(now, call, tail, kept);
+        }
+        host.calls.recorded(&core::mem::take(&mut host.loose), tail);
+        host.is_loose = false;
+        host.replayed_bytes += replayed_bytes;
         if let Some(state) = state {
-            let body = encoded(&Base {
+            let base = Base {
                 calls: host.calls.remembered(now),
                 state,
-            });
+            };
+            let (schema, body) = (base.schema(), encoded(&base));
             let kind = RecordKind::Snapshot;
-            // A state that does not fit a record is snapshot another time or never: its steps stand.
+            // After a takeover more calls may be remembered than fit: until some are forgotten no new
+            // one is admitted, and the steps stand.
             if body.len() <= BODY_BYTES_MAX {
+                host.replayed_bytes = 0;
                 owner.handle(
                     now,
                     OwnerEvent::Write {
@@ -779,9 +1058,18 @@ impl Agent {
     }
 
     /// Holds a reply until everything that it reflects is acknowledged (E1).
-    fn hold(&mut self, now: Time, child: &ChildId, reflects: Seq, call: CallId, body: Bytes) {
+    fn hold(
+        &mut self,
+        now: Time,
+        child: &ChildId,
+        reflects: Seq,
+        call: CallId,
+        body: Content,
+        durable: bool,
+    ) {
         if !keeps(Rule::E1) {
-            return self.reply(call, Outcome::Answered { body, reflects });
+            let action = answered(call, body, reflects, durable);
+            return self.actions.push_back(action);
         }
         let Some(host) = self.children.get_mut(child) else {
             return;
@@ -795,6 +1083,7 @@ impl Agent {
             reflects: reflects.max(tail),
             call,
             body,
+            durable,
         });
         let acknowledged = self
             .owners
@@ -813,14 +1102,14 @@ impl Agent {
                 reflects,
                 call,
                 body,
+                durable,
             }) = host.held.pop_front()
             else {
                 return;
             };
             if now < self.lease_until {
-                let outcome = Outcome::Answered { body, reflects };
-                self.actions
-                    .push_back(Action::Reply(Reply { call, outcome }));
+                let action = answered(call, body, reflects, durable);
+                self.actions.push_back(action);
             }
         }
     }
@@ -848,10 +1137,18 @@ impl Agent {
                 self.end_work(unit);
                 exit
             }
+            State::Prodded(_) => {
+                self.end_work(unit);
+                exit
+            }
             // It was stopped because it hung: however well it ended, it did not end by itself.
             State::Killed => Exit::Abnormal,
             _ => exit,
         };
+        if let Some(host) = self.children.get_mut(&child) {
+            host.forget_what_it_held();
+        }
+        self.parted(now, unit, Some(&child));
         if self.owners.get(&unit).is_some_and(is_dedicated) {
             self.drop_hosts_named(&child);
             self.leave(now, unit, Leaving::Exit(exit));
@@ -869,7 +1166,7 @@ impl Agent {
         Ok(())
     }
 
-    fn roll_back(&mut self, now: Time, child: ChildId, state: Bytes) -> Result<(), Refused> {
+    fn roll_back(&mut self, now: Time, child: ChildId, state: Content) -> Result<(), Refused> {
         let host = self
             .children
             .get_mut(&child)
@@ -881,8 +1178,8 @@ impl Agent {
         if calls.len() > CALLS_MAX {
             return Err(Refused::Full);
         }
-        let body = encoded(&Base { calls, state });
-        let (kind, schema) = (RecordKind::Snapshot, SCHEMA);
+        let base = Base { calls, state };
+        let (kind, schema, body) = (RecordKind::Snapshot, base.schema(), encoded(&base));
         let write = OwnerEvent::Write {
             child: child.clone(),
             kind,
@@ -892,6 +1189,7 @@ impl Agent {
         owner.handle(now, write).map_err(|_| Refused::NotServed)?;
         let unit = host.unit;
         host.state = State::Down;
+        host.forget_what_it_held();
         self.stop(&child, unit);
         self.drive(now, unit);
         Ok(())
@@ -1046,6 +1344,14 @@ impl Agent {
                 OwnerAction::Acknowledged { child, upto } => {
                     self.release(now, &child, upto.seq);
                     self.passivate(now, &child);
+                    if self
+                        .children
+                        .get(&child)
+                        .is_some_and(|host| host.wants_prod)
+                    {
+                        // There may be room for it now.
+                        self.work(now, &child);
+                    }
                     self.actions.push_back(Action::Acknowledged { child, upto });
                 }
                 OwnerAction::Loaded { child, records } => self.on_loaded(now, child, records),
@@ -1100,16 +1406,20 @@ impl Agent {
         let Some(host) = self.children.get_mut(child) else {
             return;
         };
-        let State::Working(envelope, since) = &host.state else {
-            return;
+        let (call, since) = match &host.state {
+            State::Working(envelope, since) => (Some(envelope.call), *since),
+            State::Prodded(since) => (None, *since),
+            _ => return,
         };
-        let until = *since + limit;
+        let until = since + limit;
         if now < until {
             return host.look_again(&mut self.due, child, until);
         }
-        let (call, unit) = (envelope.call, host.unit);
+        let unit = host.unit;
         host.state = State::Killed;
-        self.reply(call, Outcome::Unknown);
+        if let Some(call) = call {
+            self.reply(call, Outcome::Unknown);
+        }
         self.end_work(unit);
         self.actions.push_back(Action::Stop(child.clone()));
     }
@@ -1119,7 +1429,8 @@ impl Agent {
         let Some(host) = self.children.get_mut(child) else {
             return;
         };
-        let idle = host.state == State::Ready && host.mailbox.is_empty() && host.held.is_empty();
+        let waits = !host.mailbox.is_empty() || !host.held.is_empty() || host.wants_prod;
+        let idle = host.state == State::Ready && !waits;
         if !idle {
             return;
         }
@@ -1133,6 +1444,11 @@ impl Agent {
         };
         if now < until {
             return host.look_again(&mut self.due, child, until);
+        }
+        if host.is_loose {
+            // Once: whatever comes of it, it goes after that.
+            (host.is_loose, host.wants_prod) = (false, true);
+            return self.work(now, child);
         }
         tell(owner, now, OwnerEvent::Unload(child.clone()));
         self.drop_hosts_named(child);
@@ -1157,6 +1473,7 @@ impl Agent {
     }
 
     fn forget_owner(&mut self, unit: UnitId) -> Option<Owner> {
+        self.parting.remove(&unit);
         if let Some(at) = self.owner_due.remove(&unit) {
             self.due.remove(&(at, Due::Owner(unit)));
         }
@@ -1196,6 +1513,7 @@ impl Agent {
             let _ = self.light.handle(self.now, exited);
             while self.light.poll_action().is_some() {}
         }
+        let at_work = host.is_at_work();
         if host.is_up() {
             self.stop(child, host.unit);
         }
@@ -1207,8 +1525,11 @@ impl Agent {
         }
         if let State::Working(envelope, _) = host.state {
             self.reply(envelope.call, Outcome::Unknown);
+        }
+        if at_work {
             self.end_work(host.unit);
         }
+        self.parted(self.now, host.unit, Some(child));
     }
 
     fn stop(&mut self, child: &ChildId, unit: UnitId) {
@@ -1227,8 +1548,18 @@ impl Host {
     fn is_up(&self) -> bool {
         matches!(
             self.state,
-            State::Starting | State::Ready | State::Working(..) | State::Killed
+            State::Starting | State::Ready | State::Working(..) | State::Prodded(_) | State::Killed
         )
+    }
+
+    fn is_at_work(&self) -> bool {
+        matches!(self.state, State::Working(..) | State::Prodded(_))
+    }
+
+    /// Its process has ended, and with it what no record holds: calls among that may come again.
+    fn forget_what_it_held(&mut self) {
+        (self.wants_prod, self.was_prodded, self.is_loose) = (false, false, false);
+        self.loose.clear();
     }
 
     /// Has it looked at then, or before. A place for every call would leave thousands behind: none is
@@ -1269,8 +1600,15 @@ impl Machine for Agent {
                 answer,
                 effect,
                 state,
+                durable,
             } => {
-                self.on_executed(now, child, call, answer, effect, state)?;
+                let done = Done {
+                    answer,
+                    effect,
+                    state,
+                    durable,
+                };
+                self.on_executed(now, child, call, done)?;
             }
             Event::Ended {
                 child,
@@ -1291,6 +1629,18 @@ impl Machine for Agent {
                     .for_each(|host| host.calls.gateway_gone(gateway));
             }
             Event::Tick => self.on_tick(now),
+            Event::Unkept {
+                child,
+                call,
+                too_large,
+            } => self.on_unkept(child, call, too_large)?,
+            Event::Prod(child) => self.on_prod(now, &child)?,
+            Event::Prodded {
+                child,
+                effect,
+                state,
+                durable,
+            } => self.on_prodded(now, child, effect, state, durable)?,
         }
         Ok(())
     }
@@ -1331,7 +1681,7 @@ fn read_bodies(
     kept: Duration,
     records: &[Record],
     calls: &mut Calls,
-) -> Result<(Option<Bytes>, Vec<Bytes>), DecodeError> {
+) -> Result<(Option<Content>, Vec<Content>), DecodeError> {
     let mut base = None;
     let mut steps = Vec::new();
     for record in records {
@@ -1348,7 +1698,7 @@ fn read_bodies(
             }
             RecordKind::Delta => {
                 let read: Step = decode_exact(&record.body)?;
-                if let Some(call) = read.call {
+                for call in read.earlier.into_iter().chain(read.call) {
                     calls.remember(now, call, record.seq, kept);
                 }
                 steps.push(read.effect);
@@ -1356,6 +1706,25 @@ fn read_bodies(
         }
     }
     Ok((base, steps))
+}
+
+fn answered(call: CallId, body: Content, reflects: Seq, durable: bool) -> Action {
+    match body {
+        Content::Inline(body) => {
+            let outcome = Outcome::Answered {
+                body,
+                reflects,
+                durable,
+            };
+            Action::Reply(Reply { call, outcome })
+        }
+        Content::Pieces(pieces) => Action::ReplyPieces {
+            call,
+            pieces,
+            reflects,
+            durable,
+        },
+    }
 }
 
 fn encoded<T: minicbor::Encode<()>>(body: &T) -> Bytes {
@@ -1395,11 +1764,13 @@ pub const SNAPSHOT_EVERY_MAX: u64 = 40;
 const _: () =
     assert!(3 * (SNAPSHOT_EVERY_MAX as usize + 1) + RECORDS_PER_CALL <= CHAIN_RECORDS_MAX);
 
-/// The version of the bodies in [`crate::wire::step`].
-const SCHEMA: u16 = 1;
+/// Bytes of steps after which a snapshot is due: a start reads all of them into memory.
+const REPLAYED_BYTES_MAX: u64 = VALUE_BYTES_MAX as u64;
 
 #[cfg(test)]
 mod held;
+#[cfg(test)]
+mod prods;
 #[cfg(test)]
 mod steady;
 #[cfg(test)]

@@ -144,6 +144,8 @@ pub enum Answer {
         body: Bytes,
         /// The last record that it reflects.
         reflects: Seq,
+        /// All that it reflects is in records.
+        durable: bool,
         /// Where it was done.
         node: NodeId,
     },
@@ -406,10 +408,15 @@ impl Caller {
         }
         let current = call.step == Step::Sent(attempt);
         match outcome {
-            Outcome::Answered { body, reflects } => {
+            Outcome::Answered {
+                body,
+                reflects,
+                durable,
+            } => {
                 let answer = Answer::Answered {
                     body,
                     reflects,
+                    durable,
                     node,
                 };
                 self.answer(now, number, answer);

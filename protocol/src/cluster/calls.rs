@@ -8,11 +8,10 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use bytes::Bytes;
-
 use crate::id::{IncarnationId, Seq};
 use crate::rules::{Rule, keeps};
 use crate::time::Time;
+use crate::wire::content::Content;
 use crate::wire::envelope::CallKey;
 pub use crate::wire::step::CALLS_MAX;
 use crate::wire::step::Remembered;
@@ -35,7 +34,7 @@ pub enum Admission {
     /// It was carried out; this was the answer, and this the record of the effect.
     Answered {
         /// The answer.
-        answer: Bytes,
+        answer: Content,
         /// The record.
         seq: Seq,
     },
@@ -51,7 +50,7 @@ pub enum Admission {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Known {
     request_hash: u64,
-    answer: Bytes,
+    answer: Content,
     seq: Seq,
     expires: Time,
 }
@@ -136,6 +135,30 @@ impl Calls {
         self.known.iter().map(call).collect()
     }
 
+    /// Those of these that are still remembered, for the first record that holds their effects.
+    pub fn of(&mut self, now: Time, keys: &BTreeSet<CallKey>) -> Vec<Remembered> {
+        self.expire(now);
+        let call = |key: &CallKey| {
+            let known = self.known.get(key)?;
+            Some(Remembered {
+                key: key.clone(),
+                request_hash: known.request_hash,
+                answer: known.answer.clone(),
+                seq: None,
+            })
+        };
+        keys.iter().filter_map(call).collect()
+    }
+
+    /// The effects of these calls are in this record now.
+    pub fn recorded(&mut self, keys: &BTreeSet<CallKey>, seq: Seq) {
+        for key in keys {
+            if let Some(known) = self.known.get_mut(key) {
+                known.seq = seq;
+            }
+        }
+    }
+
     /// How many calls are remembered. At most [`CALLS_MAX`] and, after a takeover, one for each step
     /// above the base: all are kept for their time anew.
     pub fn len(&self) -> usize {
@@ -172,12 +195,12 @@ impl Calls {
 }
 
 /// What one remembered call takes in a snapshot, in bytes, at most.
-fn bytes_of(key: &CallKey, answer: &Bytes) -> usize {
+fn bytes_of(key: &CallKey, answer: &Content) -> usize {
     let key = match key {
         CallKey::Client(key) => key.len(),
         CallKey::Internal { .. } => 0,
     };
-    key + answer.len() + FIELDS_BYTES_MAX
+    key + answer.room() + FIELDS_BYTES_MAX
 }
 
 /// For how long a client's key is kept, counted anew after a takeover: longer than any client of
@@ -188,11 +211,12 @@ pub const KEY_KEPT: Duration = Duration::from_secs(600);
 pub const CALLS_BYTES_MAX: usize = 32 * 1024;
 
 /// The fields of one remembered call beside its key and its answer, in bytes, at most.
-const FIELDS_BYTES_MAX: usize = 48;
+const FIELDS_BYTES_MAX: usize = 39;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
 
     fn key(name: &str) -> CallKey {
         CallKey::Client(name.into())
@@ -209,7 +233,7 @@ mod tests {
         Remembered {
             key,
             request_hash,
-            answer: Bytes::from_static(b"five"),
+            answer: Bytes::from_static(b"five").into(),
             seq: None,
         }
     }
@@ -224,7 +248,7 @@ mod tests {
         assert_eq!(calls.admit(at(0), &key("a"), 1), Admission::Fresh);
         calls.remember(at(0), call(key("a"), 1), Seq(4), KEY_KEPT);
         let answered = Admission::Answered {
-            answer: Bytes::from_static(b"five"),
+            answer: Bytes::from_static(b"five").into(),
             seq: Seq(4),
         };
         assert_eq!(calls.admit(at(599), &key("a"), 1), answered);
@@ -284,7 +308,7 @@ mod tests {
         let mut remembered = 0;
         while calls.admit(at(0), &internal(remembered), 1) == Admission::Fresh {
             let call = Remembered {
-                answer: long.clone(),
+                answer: long.clone().into(),
                 ..call(internal(remembered), 1)
             };
             calls.remember(at(0), call, Seq(remembered), KEY_KEPT);

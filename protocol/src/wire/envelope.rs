@@ -88,6 +88,9 @@ pub struct Reply {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub enum Outcome {
     /// Done, once; every record that the answer reflects is acknowledged (rule E1).
+    ///
+    /// An answer that is not `durable` reflects something beside them that no record holds yet: the
+    /// child's end takes it along, and then its call may be carried out again.
     #[n(0)]
     Answered {
         /// The answer.
@@ -96,6 +99,9 @@ pub enum Outcome {
         /// The last record that it reflects: the logical sequence of its effects (rule E3).
         #[n(1)]
         reflects: Seq,
+        /// All that it reflects is in records. It is, where this is absent.
+        #[cbor(n(2), with = "crate::wire::unless_durable", has_nil)]
+        durable: bool,
     },
     /// Not done: the unit is served elsewhere, or is on its way there. Safe to retry without a key.
     #[n(1)]

@@ -9,6 +9,7 @@
 use crc::{CRC_32_ISCSI, Crc, Table};
 
 pub mod codec;
+pub mod content;
 pub mod envelope;
 pub mod heart;
 pub mod record;
@@ -42,29 +43,28 @@ pub(crate) mod cbor_bytes {
     }
 }
 
-/// As [`cbor_bytes`], where there may be none.
-pub(crate) mod cbor_maybe_bytes {
-    use bytes::Bytes;
-    use minicbor::data::Type;
+/// A fact that is only told where it is not so.
+pub(crate) mod unless_durable {
     use minicbor::decode::{Decoder, Error as DecodeError};
     use minicbor::encode::{Encoder, Error as EncodeError, Write};
 
     pub(crate) fn encode<C, W: Write>(
-        bytes: &Option<Bytes>,
+        durable: &bool,
         e: &mut Encoder<W>,
         _: &mut C,
     ) -> Result<(), EncodeError<W::Error>> {
-        match bytes {
-            Some(bytes) => e.bytes(bytes)?.ok(),
-            None => e.null()?.ok(),
-        }
+        e.bool(*durable)?.ok()
     }
 
-    pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Option<Bytes>, DecodeError> {
-        if d.datatype()? == Type::Null {
-            d.null()?;
-            return Ok(None);
-        }
-        Ok(Some(Bytes::copy_from_slice(d.bytes()?)))
+    pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<bool, DecodeError> {
+        d.bool()
+    }
+
+    pub(crate) fn is_nil(durable: &bool) -> bool {
+        *durable
+    }
+
+    pub(crate) fn nil() -> Option<bool> {
+        Some(true)
     }
 }

@@ -225,6 +225,14 @@ pub enum Said {
     /// The scope is confirmed.
     #[n(7)]
     Confirmed,
+    /// It has got some of what records of this child name and fetches the rest: the records are not
+    /// there yet, and the store is not silent.
+    #[n(8)]
+    Fetching {
+        /// Whose.
+        #[n(0)]
+        child: ChildId,
+    },
 }
 
 /// One child in a sealed index.

@@ -3,15 +3,18 @@
 //! Owns: the shape of a body. Never knows what the child's bytes mean.
 //!
 //! The key, the request's hash and the answer are in the same record as the effect, so there is no
-//! moment at which one is kept and the other lost.
+//! moment at which one is kept and the other lost. Bytes that are long stand here by the names of their
+//! pieces ([`super::content`]); [`named_by`] says which those are.
 
 use alloc::vec::Vec;
 
-use bytes::Bytes;
 use minicbor::decode::{Decoder, Error as DecodeError};
 use minicbor::{Decode, Encode};
 
+use super::codec::{self, decode_exact};
+use super::content::{Content, Pieces};
 use super::envelope::{CallKey, KEY_BYTES_MAX};
+use super::record::{Record, RecordKind};
 use crate::id::Seq;
 
 /// The body of a delta.
@@ -21,8 +24,12 @@ pub struct Step {
     #[n(0)]
     pub call: Option<Remembered>,
     /// The child's bytes.
-    #[cbor(n(1), with = "crate::wire::cbor_bytes")]
-    pub effect: Bytes,
+    #[n(1)]
+    pub effect: Content,
+    /// Calls that were answered before their effects were in any record: this one is the first that
+    /// holds them. At most [`CALLS_MAX`].
+    #[cbor(n(2), with = "earlier", has_nil)]
+    pub earlier: Vec<Remembered>,
 }
 
 /// The body of a snapshot.
@@ -32,8 +39,8 @@ pub struct Base {
     #[cbor(n(0), decode_with = "decode_calls")]
     pub calls: Vec<Remembered>,
     /// The child's bytes.
-    #[cbor(n(1), with = "crate::wire::cbor_bytes")]
-    pub state: Bytes,
+    #[n(1)]
+    pub state: Content,
 }
 
 /// A call whose answer is kept for those who ask again.
@@ -46,8 +53,8 @@ pub struct Remembered {
     #[n(1)]
     pub request_hash: u64,
     /// What was answered.
-    #[cbor(n(2), with = "crate::wire::cbor_bytes")]
-    pub answer: Bytes,
+    #[n(2)]
+    pub answer: Content,
     /// The record of the effect; none in the body of that record itself.
     #[n(3)]
     pub seq: Option<Seq>,
@@ -56,6 +63,92 @@ pub struct Remembered {
 /// Calls that one child remembers. With small answers a snapshot that holds them all stays within a
 /// record's 64 KiB.
 pub const CALLS_MAX: usize = 512;
+
+impl Step {
+    /// The version that the record of this body says.
+    pub fn schema(&self) -> u16 {
+        let calls = self.call.iter().chain(&self.earlier);
+        schema_of(calls.map(|call| &call.answer).chain([&self.effect]))
+    }
+}
+
+impl Base {
+    /// The version that the record of this body says.
+    pub fn schema(&self) -> u16 {
+        let answers = self.calls.iter().map(|call| &call.answer);
+        schema_of(answers.chain([&self.state]))
+    }
+}
+
+/// Whose pieces a store must have before it may say that it has this record.
+///
+/// # Errors
+///
+/// When the record says that it names pieces and its body cannot be read.
+pub fn named_by(record: &Record) -> Result<Vec<Pieces>, codec::DecodeError> {
+    if record.schema != SCHEMA_PIECES {
+        return Ok(Vec::new());
+    }
+    let contents: Vec<Content> = match record.kind {
+        RecordKind::Delta => {
+            let step: Step = decode_exact(&record.body)?;
+            let calls = step.call.into_iter().chain(step.earlier);
+            calls.map(|call| call.answer).chain([step.effect]).collect()
+        }
+        RecordKind::Snapshot => {
+            let base: Base = decode_exact(&record.body)?;
+            let answers = base.calls.into_iter().map(|call| call.answer);
+            answers.chain([base.state]).collect()
+        }
+    };
+    let pieces = contents.into_iter().filter_map(|content| match content {
+        Content::Pieces(pieces) => Some(pieces),
+        Content::Inline(_) => None,
+    });
+    Ok(pieces.collect())
+}
+
+fn schema_of<'c>(mut contents: impl Iterator<Item = &'c Content>) -> u16 {
+    match contents.any(|content| content.pieces().is_some()) {
+        true => SCHEMA_PIECES,
+        false => SCHEMA_INLINE,
+    }
+}
+
+/// Everything stands in the body itself: what every record was before there were pieces.
+pub const SCHEMA_INLINE: u16 = 1;
+
+/// Something in the body stands there by the names of its pieces.
+pub const SCHEMA_PIECES: u16 = 2;
+
+/// A list that is left out where there is nothing in it: as every step was before there were any.
+mod earlier {
+    use super::{DecodeError, Decoder, Encode, Remembered, Vec, decode_calls};
+    use minicbor::encode::{Encoder, Error as EncodeError, Write};
+
+    pub(super) fn encode<C, W: Write>(
+        calls: &[Remembered],
+        e: &mut Encoder<W>,
+        ctx: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        calls.encode(e, ctx)
+    }
+
+    pub(super) fn decode<C>(
+        d: &mut Decoder<'_>,
+        ctx: &mut C,
+    ) -> Result<Vec<Remembered>, DecodeError> {
+        decode_calls(d, ctx)
+    }
+
+    pub(super) fn is_nil(calls: &[Remembered]) -> bool {
+        calls.is_empty()
+    }
+
+    pub(super) fn nil() -> Option<Vec<Remembered>> {
+        Some(Vec::new())
+    }
+}
 
 fn decode_calls<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<Vec<Remembered>, DecodeError> {
     let calls: Vec<Remembered> = d.decode_with(ctx)?;

@@ -14,6 +14,7 @@ use understudy_protocol::id::{
 use understudy_protocol::wire::codec::{
     Message, MessageType, decode_exact, decode_whole, encode_frame,
 };
+use understudy_protocol::wire::content::{Content, Pieces};
 use understudy_protocol::wire::envelope::{
     CallId, CallKey, Confirmed, Envelope, KEY_BYTES_MAX, Outcome, Reply, Route,
 };
@@ -259,7 +260,7 @@ pub fn remembered(key: CallKey, seq: Option<Seq>) -> Remembered {
     Remembered {
         key,
         request_hash: 0x0123_4567_89AB_CDEF,
-        answer: Bytes::from_static(b"ok"),
+        answer: Bytes::from_static(b"ok").into(),
         seq,
     }
 }
@@ -269,13 +270,37 @@ pub fn steps() -> Vec<(&'static str, Step)> {
     let client = CallKey::Client("key".to_owned());
     let step = |key: Option<CallKey>| Step {
         call: key.map(|key| remembered(key, None)),
-        effect: effect.clone(),
+        effect: effect.clone().into(),
+        earlier: Vec::new(),
+    };
+    let in_pieces = Step {
+        call: Some(Remembered {
+            answer: pieces(70_000),
+            ..remembered(internal(7), None)
+        }),
+        effect: pieces(66 * 65_536),
+        earlier: Vec::new(),
+    };
+    let with_earlier = Step {
+        earlier: vec![remembered(internal(8), None), remembered(internal(9), None)],
+        ..step(None)
     };
     vec![
         ("step-by-itself", step(None)),
         ("step-of-a-client", step(Some(client))),
         ("step-of-a-gateway", step(Some(internal(7)))),
+        ("step-in-pieces", in_pieces),
+        ("step-with-earlier-calls", with_earlier),
     ]
+}
+
+/// So many bytes, one of which is not zero in each piece but the first.
+pub fn pieces(bytes: usize) -> Content {
+    let mut value = vec![0; bytes];
+    let marks = value.chunks_mut(65_536).zip(0u32..);
+    marks.for_each(|(piece, nth)| piece[0] = nth as u8);
+    let cut = Pieces::cut(&value.into()).expect("it is within the limit");
+    Content::Pieces(cut.pieces)
 }
 
 pub fn bases() -> Vec<(&'static str, Base)> {
@@ -283,9 +308,14 @@ pub fn bases() -> Vec<(&'static str, Base)> {
         calls: (0..calls as u64)
             .map(|nth| remembered(internal(nth), Some(Seq(nth + 1))))
             .collect(),
-        state: Bytes::from_static(b"1"),
+        state: Bytes::from_static(b"1").into(),
+    };
+    let in_pieces = Base {
+        state: pieces(64 * 65_536),
+        ..base(2)
     };
     vec![
+        ("base-in-pieces", in_pieces),
         ("base-empty", base(0)),
         ("base-two-calls", base(2)),
         ("base-most-calls", base(CALLS_MAX)),
@@ -459,6 +489,8 @@ fn answers(samples: &mut Vec<Sample>) {
     said("unsealed", Said::Unsealed);
     said("damaged", Said::Damaged { child: cart });
     said("confirmed", Said::Confirmed);
+    let child = child("acme/cart/u-1");
+    said("fetching", Said::Fetching { child });
 }
 
 fn calls(samples: &mut Vec<Sample>) {
@@ -496,6 +528,15 @@ fn calls(samples: &mut Vec<Sample>) {
             Outcome::Answered {
                 body: Bytes::from_static(b"ok"),
                 reflects: Seq(8),
+                durable: true,
+            },
+        ),
+        (
+            "answered-loosely",
+            Outcome::Answered {
+                body: Bytes::from_static(b"ok"),
+                reflects: Seq(8),
+                durable: false,
             },
         ),
         ("not-owner", Outcome::NotOwner { hint: None }),

@@ -10,22 +10,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{self, Poll};
 
+use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use understudy_protocol::id::ChildId;
 use understudy_protocol::supervision::Exit;
+use understudy_protocol::wire::content::{ANSWER_INLINE_MAX, Content, INLINE_MAX};
 use understudy_protocol::wire::envelope::Envelope;
 
 use super::{DriverEvent, START_LIMIT};
-use crate::child::{Checkpoint, Context, Request};
+use crate::child::{Checkpoint, Context, Handled, Request, StartError};
 use crate::kinds::{AnyChild, AnyKind, BoxFuture};
+use crate::values::{KeepError, Values, bytes_of, content_of};
 
-/// What the actor is told. The driver sends one `Execute` at a time, its watch one `Stop`, and the
-/// child one `End`: so three messages are the most that wait.
+/// What the actor is told. The driver sends one `Execute` or `Prod` at a time, its watch one `Stop`, and
+/// the child one `End` and one `WantsProd`: so four messages are the most that wait.
 #[derive(Debug)]
 pub(super) enum Message {
     Execute { envelope: Envelope, snapshot: bool },
+    Prod { snapshot: bool },
+    WantsProd,
     Stop,
     End(Verdict),
 }
@@ -44,21 +49,29 @@ pub(super) struct Verdict {
 pub(super) struct Birth {
     pub(super) child: ChildId,
     pub(super) kind: Arc<dyn AnyKind>,
-    pub(super) checkpoint: Checkpoint,
+    /// A base or nothing, and the steps after it.
+    pub(super) recorded: Recorded,
+    pub(super) values: Arc<dyn Values>,
     pub(super) events: mpsc::Sender<DriverEvent>,
     pub(super) busy: Arc<AtomicBool>,
     pub(super) verdict: oneshot::Sender<Verdict>,
 }
+
+/// A base or nothing, and the steps after it.
+type Recorded = (Option<Content>, Vec<Content>);
 
 pub(super) struct ChildActor;
 
 pub(super) struct State {
     name: ChildId,
     /// What it is started from; taken by the start.
-    unborn: Option<(Arc<dyn AnyKind>, Checkpoint)>,
+    unborn: Option<(Arc<dyn AnyKind>, Recorded)>,
     child: Option<Box<dyn AnyChild>>,
+    values: Arc<dyn Values>,
     events: mpsc::Sender<DriverEvent>,
     busy: Arc<AtomicBool>,
+    /// It said that it wants to be prodded, and has not been.
+    wants_prod: Arc<AtomicBool>,
     verdict: Option<oneshot::Sender<Verdict>>,
 }
 
@@ -74,10 +87,12 @@ impl Actor for ChildActor {
     ) -> Result<State, ActorProcessingErr> {
         Ok(State {
             name: birth.child,
-            unborn: Some((birth.kind, birth.checkpoint)),
+            unborn: Some((birth.kind, birth.recorded)),
             child: None,
+            values: birth.values,
             events: birth.events,
             busy: birth.busy,
+            wants_prod: Arc::default(),
             verdict: Some(birth.verdict),
         })
     }
@@ -101,6 +116,8 @@ impl Actor for ChildActor {
     ) -> Result<(), ActorProcessingErr> {
         let ended = match message {
             Message::Execute { envelope, snapshot } => state.execute(envelope, snapshot).await,
+            Message::Prod { snapshot } => state.prod(snapshot).await,
+            Message::WantsProd => state.say(DriverEvent::Prod(state.name.clone())).await,
             Message::Stop => Err(state.stop().await),
             Message::End(verdict) => Err(verdict),
         };
@@ -113,7 +130,7 @@ impl Actor for ChildActor {
 
 impl State {
     async fn start(&mut self, myself: &ActorRef<Message>) -> Result<(), Verdict> {
-        let Some((kind, checkpoint)) = self.unborn.take() else {
+        let Some((kind, recorded)) = self.unborn.take() else {
             return Ok(());
         };
         let actor = myself.clone();
@@ -121,25 +138,89 @@ impl State {
             // An actor that has just ended does not hear it.
             let _ = actor.send_message(Message::End(Verdict { exit, reason }));
         });
-        let start = Caught(kind.start(context, checkpoint));
+        let (actor, wants) = (myself.clone(), self.wants_prod.clone());
+        let context = context.prodded_by(move || {
+            if !wants.swap(true, Ordering::AcqRel) {
+                // As above.
+                let _ = actor.send_message(Message::WantsProd);
+            }
+        });
+        let values = self.values.clone();
+        let start = async move {
+            let checkpoint = checkpoint(&*values, recorded).await.map_err(abnormal)?;
+            let child = Caught(kind.start(context, checkpoint)).await;
+            child.map_err(panicked)?.map_err(abnormal)
+        };
         let child = timeout(START_LIMIT, start)
             .await
-            .map_err(|_| abnormal(format!("it did not start within {START_LIMIT:?}")))?
-            .map_err(panicked)?
-            .map_err(abnormal)?;
+            .map_err(|_| abnormal(format!("it did not start within {START_LIMIT:?}")))??;
         self.child = Some(child);
         self.say(DriverEvent::Started(self.name.clone())).await
     }
 
     async fn execute(&mut self, envelope: Envelope, snapshot: bool) -> Result<(), Verdict> {
         // What waits behind the end of a child is not begun.
-        let Some(child) = &mut self.child else {
+        if self.child.is_none() {
             return Ok(());
-        };
+        }
         let Envelope {
             call, key, body, ..
         } = envelope;
-        let handled = Caught(child.handle(Request::new(key, body)))
+        let request = Request::new(key, body);
+        let child = self.name.clone();
+        let event = match self.carry_out(request, snapshot).await? {
+            Ok(kept) => DriverEvent::Executed {
+                child,
+                call,
+                answer: kept.answer,
+                effect: kept.effect,
+                state: kept.state,
+                durable: kept.durable,
+            },
+            Err(reason) => DriverEvent::Unkept {
+                child,
+                call: Some(call),
+                reason,
+            },
+        };
+        // First, so that whoever hears of it may hand in the next call.
+        self.busy.store(false, Ordering::Release);
+        self.say(event).await
+    }
+
+    async fn prod(&mut self, snapshot: bool) -> Result<(), Verdict> {
+        // First, so that what changes from now on is worth another prod.
+        self.wants_prod.store(false, Ordering::Release);
+        if self.child.is_none() {
+            return Ok(());
+        }
+        let child = self.name.clone();
+        let event = match self.carry_out(Request::prod(), snapshot).await? {
+            Ok(kept) => DriverEvent::Prodded {
+                child,
+                effect: kept.effect,
+                state: kept.state,
+                durable: kept.durable,
+            },
+            Err(reason) => DriverEvent::Unkept {
+                child,
+                call: None,
+                reason,
+            },
+        };
+        self.busy.store(false, Ordering::Release);
+        self.say(event).await
+    }
+
+    async fn carry_out(
+        &mut self,
+        request: Request,
+        snapshot: bool,
+    ) -> Result<Result<Kept, KeepError>, Verdict> {
+        let Some(child) = &mut self.child else {
+            return Err(abnormal("it has ended"));
+        };
+        let handled = Caught(child.handle(request))
             .await
             .map_err(panicked)?
             .map_err(abnormal)?;
@@ -152,16 +233,7 @@ impl State {
             ),
             false => None,
         };
-        // First, so that whoever hears of it may hand in the next call.
-        self.busy.store(false, Ordering::Release);
-        self.say(DriverEvent::Executed {
-            child: self.name.clone(),
-            call,
-            answer: handled.answer,
-            effect: handled.effect,
-            state,
-        })
-        .await
+        Ok(keep(self.values.clone(), handled, state).await)
     }
 
     async fn stop(&mut self) -> Verdict {
@@ -187,6 +259,62 @@ impl State {
         let sent = self.events.send(event).await;
         sent.map_err(|_| shutdown("nobody hears what it does any more"))
     }
+}
+
+/// What of a call stands in records, or will.
+struct Kept {
+    answer: Content,
+    effect: Option<Content>,
+    state: Option<Content>,
+    durable: bool,
+}
+
+/// Keeps what is long of what stands in records. A read's answer is in none.
+async fn keep(
+    values: Arc<dyn Values>,
+    handled: Handled,
+    state: Option<Bytes>,
+) -> Result<Kept, KeepError> {
+    let Handled {
+        answer,
+        effect,
+        durable,
+    } = handled;
+    let is_read = effect.is_none() && durable;
+    let effect = match effect {
+        Some(effect) => Some(content_of(&*values, effect, INLINE_MAX).await?),
+        None => None,
+    };
+    let answer = match is_read {
+        true => answer.into(),
+        false => content_of(&*values, answer, ANSWER_INLINE_MAX).await?,
+    };
+    let state = match state {
+        Some(state) => Some(content_of(&*values, state, INLINE_MAX).await?),
+        None => None,
+    };
+    Ok(Kept {
+        answer,
+        effect,
+        state,
+        durable,
+    })
+}
+
+/// Everything that a child is to go on from, in memory.
+async fn checkpoint(
+    values: &dyn Values,
+    (base, recorded): Recorded,
+) -> Result<Checkpoint, StartError> {
+    let base = match base {
+        Some(base) => Some(bytes_of(values, base).await?),
+        None => None,
+    };
+    let mut steps = Vec::with_capacity(recorded.len());
+    for step in recorded {
+        steps.push(bytes_of(values, step).await?);
+    }
+    Ok(Checkpoint::new(base, steps))
 }
 
 fn abnormal(reason: impl ToString) -> Verdict {

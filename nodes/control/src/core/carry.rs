@@ -69,6 +69,13 @@ impl Core {
             } => self.driver.execute(&child, envelope, snapshot),
             agent::Action::Stop(child) => self.driver.stop(&child),
             agent::Action::Reply(reply) => self.reply(reply),
+            agent::Action::ReplyPieces {
+                call,
+                pieces,
+                reflects,
+                durable,
+            } => self.outlet.fetch_answer(call, pieces, reflects, durable),
+            agent::Action::Prod { child, snapshot } => self.driver.prod(&child, snapshot),
             agent::Action::AtWork(unit) => (self.warden.at_work)(unit),
             agent::Action::AtRest(unit) => (self.warden.at_rest)(unit),
             agent::Action::Acknowledged { .. } => {}
@@ -88,7 +95,7 @@ impl Core {
     }
 
     /// E1: an answer leaves only while the lease is valid, and the last look is here.
-    fn reply(&mut self, reply: Reply) {
+    pub(super) fn reply(&mut self, reply: Reply) {
         let answered = matches!(reply.outcome, Outcome::Answered { .. });
         if answered && !self.heart.is_valid(clock::now()) {
             return;
@@ -139,10 +146,12 @@ impl Core {
             caller::Answer::Answered {
                 body,
                 reflects,
+                durable,
                 node,
             } => Ok(Answered {
                 body,
                 reflects,
+                durable,
                 node,
             }),
             caller::Answer::Conflict => Err(CallError::Conflict),

@@ -15,16 +15,16 @@ use understudy_protocol::cluster::directory::Entry;
 use understudy_protocol::id::NodeId;
 use understudy_protocol::wire::codec::{DecodeError, Frame, MessageType, decode_whole};
 use understudy_protocol::wire::heart::HeartMessage;
-use understudy_protocol::wire::replica::ReplicaRequest;
 use understudy_transport::net::{Full, Hello, Inbox, PeerChange, PeerStream, RequestRefused};
 
 use super::Input;
+use crate::contents::{Contents, FETCH_CHUNKS};
 use crate::raft::{self, RaftRequests};
 
 /// The receiving side of one node.
 pub struct CoreInbox {
     pub(super) lanes: mpsc::Sender<Input>,
-    pub(super) store: Box<dyn Fn(NodeId, ReplicaRequest) -> bool + Send + Sync>,
+    pub(super) contents: Contents,
     pub(super) raft: RaftRequests,
     /// Who is connected now: nothing is lost when the core is late.
     pub(super) peers: watch::Sender<BTreeMap<NodeId, Hello>>,
@@ -39,8 +39,7 @@ impl CoreInbox {
         let parsed = Frame::checked_before(frame)?;
         let input = match parsed.kind()? {
             MessageType::ReplicaRequest => {
-                let request = parsed.decode()?;
-                let taken = (self.store)(from, request);
+                let taken = self.contents.ask(from, parsed.decode()?);
                 return Ok(if taken { Ok(()) } else { Err(Full) });
             }
             MessageType::ReplicaAnswer => Input::Answer(parsed.decode()?),
@@ -97,6 +96,7 @@ impl Inbox for CoreInbox {
         match kind {
             PROPOSAL => Box::pin(ready(self.proposal(&body))),
             REPORT => Box::pin(ready(self.report(&body))),
+            FETCH_CHUNKS => self.contents.serve(body),
             kind => {
                 let raft = self.raft.clone();
                 Box::pin(async move {

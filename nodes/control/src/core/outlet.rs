@@ -9,22 +9,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use understudy_protocol::cluster::directory::{Command, Directory, Entry};
 use understudy_protocol::cluster::lease::voter;
-use understudy_protocol::id::{IncarnationId, NodeId, StoreId, UnitId};
+use understudy_protocol::id::{IncarnationId, NodeId, Seq, StoreId, UnitId};
 use understudy_protocol::time::ClusterTime;
 use understudy_protocol::wire::codec::{Message, encode_frame};
-use understudy_protocol::wire::envelope::{Confirmed, Envelope, Outcome, Reply};
+use understudy_protocol::wire::content::Pieces;
+use understudy_protocol::wire::envelope::{CallId, Confirmed, Envelope, Outcome, Reply};
 use understudy_protocol::wire::heart::{HeartMessage, Report, Ttl};
 use understudy_protocol::wire::replica::{ReplicaAnswer, ReplicaRequest};
-use understudy_store::{LimitFile, ReplicaThread};
+use understudy_store::LimitFile;
+use understudy_supervision::Values as _;
 use understudy_transport::net::{Hello, Lane, Net, SendError};
 
+use super::Input;
 use super::inbox::{PROPOSAL, REPORT};
 use super::start::Warden;
+use crate::contents::Contents;
 use crate::heart::{HeartHandle, HeartInput};
 
 /// Everything that leaves the core.
@@ -32,7 +37,9 @@ pub(super) struct Outlet {
     me: NodeId,
     store: StoreId,
     net: Net,
-    replica: Arc<ReplicaThread>,
+    contents: Contents,
+    /// Where what was fetched goes.
+    fetched: mpsc::Sender<Input>,
     limit: Arc<Mutex<LimitFile>>,
     /// Where the gateway of an incarnation is, learned from connections: the directory may not list
     /// it any more, or not yet.
@@ -48,14 +55,16 @@ impl Outlet {
         me: NodeId,
         store: StoreId,
         net: Net,
-        replica: Arc<ReplicaThread>,
+        contents: Contents,
+        fetched: mpsc::Sender<Input>,
         limit: Arc<Mutex<LimitFile>>,
     ) -> Outlet {
         Outlet {
             me,
             store,
             net,
-            replica,
+            contents,
+            fetched,
             limit,
             gateways: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -80,7 +89,7 @@ impl Outlet {
     pub(super) fn ask(&mut self, to: StoreId, node: Option<NodeId>, request: ReplicaRequest) {
         if to == self.store {
             // A full queue answers nothing; the owner asks again.
-            let _ = self.replica.ask(self.me, request);
+            let _ = self.contents.ask(self.me, request);
             return;
         }
         let lane = lane_of(request.unit);
@@ -117,6 +126,37 @@ impl Outlet {
         for peer in peers {
             send(&self.net, peer, Lane::Of(0), &confirmed);
         }
+    }
+
+    /// Fetches an answer that is kept in pieces; it comes back as an input, for the core looks at the
+    /// lease last of all. Where it is not to be had, the caller asks again.
+    pub(super) fn fetch_answer(
+        &mut self,
+        call: CallId,
+        pieces: Pieces,
+        reflects: Seq,
+        durable: bool,
+    ) {
+        while self.tasks.try_join_next().is_some() {}
+        if self.tasks.len() >= REQUESTS_MAX {
+            debug!(?call, "too many requests are under way");
+            return;
+        }
+        let (contents, fetched) = (self.contents.clone(), self.fetched.clone());
+        self.tasks.spawn(async move {
+            match contents.fetch(pieces).await {
+                Ok(body) => {
+                    let outcome = Outcome::Answered {
+                        body,
+                        reflects,
+                        durable,
+                    };
+                    // The core may be gone when the node stops.
+                    let _ = fetched.send(Input::Fetched(Reply { call, outcome })).await;
+                }
+                Err(error) => debug!(?call, %error, "an answer is not to be had"),
+            }
+        });
     }
 
     /// A command for the leader.

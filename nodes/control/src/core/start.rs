@@ -12,12 +12,12 @@ use understudy_protocol::cluster::agent::AgentSettings;
 use understudy_protocol::id::IncarnationId;
 use understudy_protocol::journal::ControllerStart;
 use understudy_protocol::wire::heart::{DeathDigest, Ttl};
-use understudy_protocol::wire::replica::ReplicaRequest;
-use understudy_store::{LimitFile, ReplicaThread};
+use understudy_store::LimitFile;
 use understudy_supervision::driver::Kinds;
 use understudy_transport::net::{Net, PeerStream};
 
 use crate::agents::{self, LinkParts, LinkTask};
+use crate::contents::Contents;
 use crate::handle::Handle;
 use crate::journal;
 use crate::raft::RaftRequests;
@@ -77,8 +77,8 @@ pub struct CoreParts {
     pub kinds: Kinds,
     /// The lanes and the truth plane.
     pub net: Net,
-    /// This node's store.
-    pub replica: Arc<ReplicaThread>,
+    /// The way to this node's store, and where children's long bytes are.
+    pub contents: Contents,
     /// The file of the heart's limit.
     pub limit: Arc<Mutex<LimitFile>>,
     /// Raft.
@@ -100,6 +100,7 @@ pub struct CoreParts {
 /// The core's ends of a [`CoreInbox`].
 pub struct InboxEnds {
     lanes: mpsc::Receiver<Input>,
+    fetched: mpsc::Sender<Input>,
     peers: watch::Receiver<BTreeMap<NodeId, Hello>>,
     streams: mpsc::Receiver<PeerStream>,
 }
@@ -126,6 +127,7 @@ pub fn inbox() -> (InboxStart, InboxEnds) {
     let (streams, streams_end) = mpsc::channel(agents::STREAMS_MAX);
     let ends = InboxEnds {
         lanes: lanes_end,
+        fetched: lanes.clone(),
         peers: peers_end,
         streams: streams_end,
     };
@@ -145,14 +147,10 @@ impl InboxStart {
     }
 
     /// The inbox of the network.
-    pub fn inbox(
-        self,
-        store: impl Fn(NodeId, ReplicaRequest) -> bool + Send + Sync + 'static,
-        raft: RaftRequests,
-    ) -> CoreInbox {
+    pub fn inbox(self, contents: Contents, raft: RaftRequests) -> CoreInbox {
         CoreInbox {
             lanes: self.lanes,
-            store: Box::new(store),
+            contents,
             raft,
             peers: self.peers,
             streams: self.streams,
@@ -208,12 +206,13 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         raft: parts.raft,
         heart: parts.heart,
         kinds: parts.kinds.names().map(str::to_owned).collect(),
-        driver: Driver::new(parts.kinds, children),
+        driver: Driver::keeping(parts.kinds, Arc::new(parts.contents.clone()), children),
         outlet: Outlet::new(
             config.node,
             config.store,
             parts.net,
-            parts.replica,
+            parts.contents.clone(),
+            parts.inbox.fetched,
             parts.limit,
         ),
         warden: parts.warden,

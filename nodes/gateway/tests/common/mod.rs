@@ -74,6 +74,7 @@ pub(crate) async fn core(mut asked: mpsc::Receiver<Ask>, shown: watch::Sender<Ar
                     _ => Ok(Answered {
                         body: Bytes::from([key.unwrap_or_default().as_bytes(), &body].concat()),
                         reflects: Seq(7),
+                        durable: child.key() != "loose",
                         node: NodeId(1),
                     }),
                 };

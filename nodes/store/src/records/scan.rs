@@ -4,18 +4,22 @@
 //! so, R8) and a lost promise (the store must not be used again). Changes nothing: [`Found::mending`]
 //! is what the opened store writes first.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use understudy_protocol::cluster::replication::CutMark;
 use understudy_protocol::id::{ChildId, Epoch, SLOTS, Seq, SlotRange};
 use understudy_protocol::wire::codec::{DecodeError, decode_whole};
+use understudy_protocol::wire::content::Pieces;
 use understudy_protocol::wire::record::{Head, Record, RecordKind};
+use understudy_protocol::wire::step::named_by;
 
 use super::index::{
     CUT_CHILD, CUT_CONFIRMED, CUT_DEDICATED, CUT_SLOTS, Index, Keys, Sums, cut_keys,
     promise_payload, record_tag, state_tag,
 };
+use super::names_of;
 use super::{CHILD_PROMISE, CUT, DAMAGED, Damages, PROMISE, RECORD};
+use crate::chunks::ChunkName;
 use crate::damage::Damage;
 use crate::ledger::{Missing, STAMP, Stamp, Unopened, unopened};
 use crate::value::{Broken, Sum, seal, unseal};
@@ -31,6 +35,8 @@ pub(crate) struct Found {
     /// The cut as it stands on the disk.
     old_cut: Keys,
     newly_damaged: BTreeSet<ChildId>,
+    /// What the records name.
+    named: BTreeMap<ChildId, BTreeMap<Seq, Vec<Pieces>>>,
 }
 
 impl Found {
@@ -91,6 +97,13 @@ impl Found {
             .damaged
             .extend(found.newly_damaged.iter().cloned());
         found.index.sums = found.sums_now();
+        let chains = &found.index.chains;
+        found.named.retain(|child, named| {
+            let heads = chains.get(child);
+            let stands = |seq: &Seq| heads.is_some_and(|all| all.iter().any(|h| h.seq == *seq));
+            named.retain(|seq, _| stands(seq));
+            !named.is_empty()
+        });
         Ok(found)
     }
 
@@ -118,8 +131,15 @@ impl Found {
         (batch, self.index.summary())
     }
 
-    pub(super) fn into_index(self) -> Index {
-        self.index
+    pub(super) fn into_index(self) -> (Index, BTreeMap<ChildId, BTreeMap<Seq, Vec<Pieces>>>) {
+        (self.index, self.named)
+    }
+
+    /// Every chunk that a record names, those in lists too as far as `list` has the lists.
+    pub(crate) fn names(&self, list: impl Fn(ChunkName) -> Option<Vec<u8>>) -> BTreeSet<ChunkName> {
+        let pieces = self.named.values().flat_map(BTreeMap::values).flatten();
+        let names = pieces.flat_map(|pieces| names_of(pieces, &list).unwrap_or_else(|names| names));
+        names.collect()
     }
 
     /// How many records stand.
@@ -307,6 +327,12 @@ impl Chains {
         };
         let record = record
             .filter(|record| record.child == child && record.seq == seq && record.is_intact());
+        // A body that cannot be read is not started from either; its record stands.
+        let named = record.as_ref().map(|record| named_by(record).ok());
+        if let Some(named) = named.flatten().filter(|named| !named.is_empty()) {
+            let of = found.named.entry(child.clone()).or_default();
+            of.insert(seq, named);
+        }
         self.place(&child, seq, record.as_ref());
         if self.broken_at.is_some() {
             found.lost_keys.push(key.to_vec());

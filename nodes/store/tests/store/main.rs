@@ -5,6 +5,7 @@ mod conformance;
 mod damage;
 mod full_disk;
 mod kills;
+mod named_chunks;
 mod raft_log;
 mod replica_thread;
 mod support;

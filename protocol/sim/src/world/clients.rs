@@ -188,7 +188,7 @@ impl World {
         }
         let Some(call) = of.call.clone() else { return };
         match reply.outcome {
-            Outcome::Answered { body, reflects } => {
+            Outcome::Answered { body, reflects, .. } => {
                 let mut bytes = [0; 8];
                 bytes.copy_from_slice(&body);
                 let value = u64::from_be_bytes(bytes);

@@ -618,7 +618,8 @@ impl World {
         let Some(known) = process.children.get(&child) else {
             return;
         };
-        let state = known.state.iter().flat_map(|op| op.to_be_bytes()).collect();
+        let state: bytes::Bytes = known.state.iter().flat_map(|op| op.to_be_bytes()).collect();
+        let state = state.into();
         self.judge.coverage.reach(Path::RolledBack);
         self.with(node, life, |process, local| {
             let _ = process

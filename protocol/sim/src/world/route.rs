@@ -5,11 +5,12 @@
 use super::*;
 use understudy_protocol::cluster::lease::warden::HelperId;
 use understudy_protocol::id::Term;
+use understudy_protocol::wire::content::Content;
 use understudy_protocol::wire::envelope::{CallId, Outcome, Route};
 use understudy_protocol::wire::heart::Verdict;
 use understudy_protocol::wire::replica::Said;
 
-use crate::judge::op_of;
+use crate::judge::{inline, op_of};
 use crate::node::Child;
 
 impl World {
@@ -755,6 +756,10 @@ impl World {
                 }
                 self.reply(node, reply, excused);
             }
+            // No child here is prodded.
+            agent::Action::Prod { .. } => {}
+            // No answer here is long.
+            agent::Action::ReplyPieces { .. } => {}
             agent::Action::AtWork(unit) => {
                 if let Some(process) = &mut self.nodes[node].process {
                     process.at_work.insert(unit);
@@ -1122,14 +1127,14 @@ impl World {
         &mut self,
         node: usize,
         child: ChildId,
-        base: Option<bytes::Bytes>,
-        steps: &[bytes::Bytes],
+        base: Option<Content>,
+        steps: &[Content],
     ) {
         let mut state: Vec<u64> = Vec::new();
         if let Some(base) = base {
-            state.extend(base.chunks_exact(8).map(op_of));
+            state.extend(inline(&base).chunks_exact(8).map(op_of));
         }
-        state.extend(steps.iter().map(|step| op_of(step)));
+        state.extend(steps.iter().map(|step| op_of(inline(step))));
         // I3: nobody else may still run it.
         let excused = self.nodes[node]
             .process
@@ -1251,9 +1256,10 @@ impl World {
             let done = agent::Event::Executed {
                 child,
                 call,
-                answer,
-                effect,
-                state,
+                answer: answer.into(),
+                effect: effect.map(Content::from),
+                state: state.map(Content::from),
+                durable: true,
             };
             let _ = process.agent.handle(local, done);
             let (mailbox, held, calls) = process.agent.usage();

@@ -71,9 +71,10 @@ impl Node {
                     self.tell(Event::Executed {
                         child,
                         call: envelope.call,
-                        answer: Bytes::new(),
-                        effect: Some(Bytes::from_static(b"step")),
+                        answer: Bytes::new().into(),
+                        effect: Some(Bytes::from_static(b"step").into()),
                         state: None,
+                        durable: true,
                     });
                 }
                 Action::Reply(reply) => self.replies.push(reply.outcome),

@@ -76,9 +76,10 @@ impl Stage {
                 } => self.tell(Event::Executed {
                     child,
                     call: envelope.call,
-                    answer: Bytes::from_static(b"done"),
-                    effect: Some(Bytes::from_static(b"step")),
-                    state: snapshot.then(|| Bytes::from_static(b"state")),
+                    answer: Bytes::from_static(b"done").into(),
+                    effect: Some(Bytes::from_static(b"step").into()),
+                    state: snapshot.then(|| Bytes::from_static(b"state").into()),
+                    durable: true,
                 }),
                 _ => {}
             }

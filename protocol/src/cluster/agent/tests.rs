@@ -11,24 +11,25 @@ use crate::cluster::replication::UnitView;
 use crate::id::{ConfigVersion, Epoch};
 use crate::wire::envelope::CallKey;
 use crate::wire::replica::{Ask, Indexed, Said};
+use crate::wire::step::{SCHEMA_INLINE, SCHEMA_PIECES, named_by};
 
-const UNIT: UnitId = UnitId(1);
+pub(super) const UNIT: UnitId = UnitId(1);
 const HOME: StoreId = StoreId(1);
 const INCARNATION: IncarnationId = IncarnationId(7);
 const WORK_LIMIT: Duration = Duration::from_secs(30);
 
 /// An agent, its store and what it wanted done.
-struct Node {
-    agent: Agent,
-    chain: Vec<Record>,
-    now: Time,
-    said: Vec<Action>,
+pub(super) struct Node {
+    pub(super) agent: Agent,
+    pub(super) chain: Vec<Record>,
+    pub(super) now: Time,
+    pub(super) said: Vec<Action>,
     calls: u64,
 }
 
 impl Node {
     /// A node that serves `@t/k/c`, whose child is up.
-    fn serving() -> Node {
+    pub(super) fn serving() -> Node {
         let settings = AgentSettings {
             incarnation: INCARNATION,
             home: HOME,
@@ -53,7 +54,7 @@ impl Node {
         node
     }
 
-    fn tell(&mut self, event: Event) {
+    pub(super) fn tell(&mut self, event: Event) {
         self.agent.handle(self.now, event).unwrap();
         while let Some(action) = self.agent.poll_action() {
             match action {
@@ -104,13 +105,22 @@ impl Node {
     }
 
     /// A call that the child is given at once.
-    fn call(&mut self) -> CallId {
+    pub(super) fn call(&mut self) -> CallId {
+        self.ask(self.calls + 1)
+    }
+
+    /// The same call again, which is another attempt.
+    pub(super) fn again(&mut self, call: CallId) -> CallId {
+        self.ask(call.number)
+    }
+
+    fn ask(&mut self, key: u64) -> CallId {
         self.calls += 1;
         let call = CallId {
             gateway: IncarnationId(9),
             number: self.calls,
         };
-        let key = CallKey::Client(alloc::format!("key {}", self.calls));
+        let key = CallKey::Client(alloc::format!("key {key}"));
         let envelope = Envelope {
             call,
             to: child(),
@@ -129,33 +139,35 @@ impl Node {
         call
     }
 
-    fn executed(&mut self, call: CallId, answer: Bytes, effect: Option<Bytes>) {
+    pub(super) fn executed(&mut self, call: CallId, answer: Bytes, effect: Option<Bytes>) {
+        let (answer, effect) = (answer.into(), effect.map(Content::from));
         self.tell(Event::Executed {
             child: child(),
             call,
             answer,
             effect,
             state: None,
+            durable: true,
         });
     }
 
-    fn outcome(&self, of: CallId) -> Option<&Outcome> {
+    pub(super) fn outcome(&self, of: CallId) -> Option<&Outcome> {
         self.said.iter().find_map(|action| match action {
             Action::Reply(Reply { call, outcome }) if *call == of => Some(outcome),
             _ => None,
         })
     }
 
-    fn is_stopped(&self) -> bool {
+    pub(super) fn is_stopped(&self) -> bool {
         self.said.contains(&Action::Stop(child()))
     }
 }
 
-fn child() -> ChildId {
+pub(super) fn child() -> ChildId {
     ChildId::parse("@t/k/c").unwrap()
 }
 
-fn granted(serving: bool) -> Granted {
+pub(super) fn granted(serving: bool) -> Granted {
     Granted {
         epoch: Epoch(1),
         view: UnitView {
@@ -226,6 +238,7 @@ fn an_answer_that_no_lane_would_take_is_refused_and_a_read_costs_nothing_else() 
     let answered = Outcome::Answered {
         body: longest,
         reflects: Seq::ZERO,
+        durable: true,
     };
     assert_eq!(node.outcome(call), Some(&answered));
 
@@ -247,7 +260,7 @@ fn remembered(number: u64) -> Remembered {
     Remembered {
         key: CallKey::Internal { gateway, number },
         request_hash: 7,
-        answer: Bytes::new(),
+        answer: Bytes::new().into(),
         seq: None,
     }
 }
@@ -255,14 +268,15 @@ fn remembered(number: u64) -> Remembered {
 fn base(calls: usize) -> Bytes {
     encoded(&Base {
         calls: (0..calls as u64).map(remembered).collect(),
-        state: Bytes::from_static(b"state"),
+        state: Bytes::from_static(b"state").into(),
     })
 }
 
 fn step() -> Bytes {
     encoded(&Step {
         call: Some(remembered(9_999)),
-        effect: Bytes::from_static(b"effect"),
+        effect: Bytes::from_static(b"effect").into(),
+        earlier: Vec::new(),
     })
 }
 
@@ -272,14 +286,22 @@ fn check(base: Bytes, step: Bytes, expected: Result<(usize, usize), DecodeError>
     let mut prev = Head::NONE;
     let records = [(RecordKind::Snapshot, base), (RecordKind::Delta, step)].map(|(kind, body)| {
         let (epoch, config) = (Epoch(1), ConfigVersion(1));
-        let record = Record::chained(child.clone(), epoch, config, prev, kind, SCHEMA, body);
+        let record = Record::chained(
+            child.clone(),
+            epoch,
+            config,
+            prev,
+            kind,
+            SCHEMA_INLINE,
+            body,
+        );
         prev = record.head();
         record
     });
     let mut calls = Calls::default();
     let read = read_bodies(Time::ZERO, Duration::from_secs(1), &records, &mut calls);
     let read = read.map(|(base, steps)| {
-        assert_eq!(base, Some(Bytes::from_static(b"state")));
+        assert_eq!(base, Some(Bytes::from_static(b"state").into()));
         (steps.len(), calls.len())
     });
     assert_eq!(read, expected);
@@ -295,12 +317,107 @@ fn a_body_that_is_not_read_exactly_ends_the_reading_and_is_never_passed_over() {
     check(base(2), Bytes::new(), Err(cut));
     check(base(2).slice(1..), step(), Err(DecodeError::TrailingBytes));
     let mut added = step().to_vec();
-    added[0] += 1; // an array of three
-    added.push(1);
+    added[0] += 2; // an array of four
+    added.extend([0x80, 1]);
     check(base(2), Bytes::from(added), Err(DecodeError::NotExact));
     let mut key = remembered(1);
     key.key = CallKey::Client("k".repeat(65));
     let call = Some(key);
-    let effect = Bytes::new();
-    check(base(0), encoded(&Step { call, effect }), Err(range));
+    let effect = Bytes::new().into();
+    check(
+        base(0),
+        encoded(&Step {
+            call,
+            effect,
+            earlier: Vec::new(),
+        }),
+        Err(range),
+    );
+}
+
+fn in_pieces(bytes: usize) -> Content {
+    let value = Bytes::from(vec![7; bytes]);
+    Content::Pieces(Pieces::cut(&value).unwrap().pieces)
+}
+
+#[test]
+fn what_is_in_pieces_is_named_by_the_record_and_comes_back_by_name() {
+    let mut node = Node::serving();
+    let call = node.call();
+    let (answer, effect) = (in_pieces(70_000), in_pieces(200_000));
+    node.tell(Event::Executed {
+        child: child(),
+        call,
+        answer: answer.clone(),
+        effect: Some(effect.clone()),
+        state: None,
+        durable: true,
+    });
+    let record = node.chain.last().unwrap();
+    assert_eq!(record.schema, SCHEMA_PIECES);
+    let named = named_by(record).unwrap();
+    let pieces: Vec<&Pieces> = [&answer, &effect]
+        .into_iter()
+        .filter_map(Content::pieces)
+        .collect();
+    assert_eq!(named.iter().collect::<Vec<_>>(), pieces);
+    let replied = Action::ReplyPieces {
+        call,
+        pieces: answer.pieces().unwrap().clone(),
+        reflects: Seq(1),
+        durable: true,
+    };
+    assert!(node.said.contains(&replied), "{:?}", node.said);
+
+    let mut calls = Calls::default();
+    let read = read_bodies(node.now, Duration::ZERO, &node.chain, &mut calls);
+    assert_eq!(read, Ok((None, vec![effect])));
+}
+
+#[test]
+fn what_cannot_be_kept_is_refused_and_its_child_starts_again_from_its_records() {
+    for (too_large, outcome) in [(true, Outcome::TooLarge), (false, Outcome::Unknown)] {
+        let mut node = Node::serving();
+        let call = node.call();
+        let child = child();
+        node.tell(Event::Unkept {
+            child: child.clone(),
+            call: Some(call),
+            too_large,
+        });
+        assert_eq!(node.outcome(call), Some(&outcome));
+        assert!(node.is_stopped(), "its memory is ahead of its records");
+        assert_eq!(node.chain, [], "nothing of it was written");
+        let again = Event::Unkept {
+            child,
+            call: Some(call),
+            too_large,
+        };
+        let refused = node.agent.handle(node.now, again);
+        assert_eq!(refused, Err(Refused::NotExpected));
+    }
+}
+
+#[test]
+fn a_snapshot_is_due_when_the_steps_hold_as_much_as_a_start_should_read() {
+    let mut node = Node::serving();
+    let snapshots = |node: &Node| {
+        let mut asked = node.said.iter().rev();
+        asked.find_map(|action| match action {
+            Action::Execute { snapshot, .. } => Some(*snapshot),
+            _ => None,
+        })
+    };
+    for due in [false, false, true, false] {
+        let call = node.call();
+        assert_eq!(snapshots(&node), Some(due));
+        node.tell(Event::Executed {
+            child: child(),
+            call,
+            answer: Bytes::new().into(),
+            effect: Some(in_pieces(VALUE_BYTES_MAX / 2)),
+            state: due.then(|| in_pieces(100_000)),
+            durable: true,
+        });
+    }
 }

@@ -121,6 +121,7 @@ fn answered() -> Outcome {
     Outcome::Answered {
         body: Bytes::from_static(b"1"),
         reflects: Seq(1),
+        durable: true,
     }
 }
 
@@ -128,6 +129,7 @@ fn done_at(node: u64) -> [Action; 1] {
     told(Answer::Answered {
         body: Bytes::from_static(b"1"),
         reflects: Seq(1),
+        durable: true,
         node: NodeId(node),
     })
 }

@@ -522,6 +522,8 @@ impl Owner {
             Said::Confirmed => peer.unconfirmed = false,
             // Another owner has been granted the unit. The directory will say so.
             Said::Promised(_) => {}
+            // That it was heard is all that counts of this.
+            Said::Fetching { .. } => {}
         }
         if peer_owes(self.peers.get(&store)) {
             self.peers

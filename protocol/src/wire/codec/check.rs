@@ -74,7 +74,8 @@ impl Message for ReplicaAnswer {
             | Said::Promised(_)
             | Said::Unsealed
             | Said::Damaged { .. }
-            | Said::Confirmed => Ok(()),
+            | Said::Confirmed
+            | Said::Fetching { .. } => Ok(()),
         }
     }
 
