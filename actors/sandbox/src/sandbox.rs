@@ -18,21 +18,26 @@
 //!
 //! A call takes a step if any of the guest's state changed, whether it then succeeded or said that it
 //! failed (`guest_failed`). A call that trapped, ran out of time or pointed out of its memory takes none:
-//! the guest is as before it.
+//! the guest is as before it. With `"durability":{"interval_ms":N}` an answer does not wait for its step:
+//! what calls have changed is recorded together, `N` milliseconds after the first of them.
 //!
 //! **Its steps** are deltas ([`snapshot`](crate::snapshot)); the first also says what was created. **Its
 //! base** is an image.
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 use understudy_protocol::id::ChildId;
 use understudy_supervision::{
-    Checkpoint, Child, ChildError, Context, Handled, Kind, Request, StartError,
+    Checkpoint, Child, ChildError, Context, Handled, Kind, Prodder, Request, StartError,
 };
 
 use crate::abi::{Args, CallError, Failure, Outcome, cut};
@@ -55,6 +60,10 @@ const MAX_DETAIL: usize = 4 << 10;
 
 /// How much of what a guest wrote comes with an answer. In JSON it may be six times as long.
 const MAX_LOG: usize = 16 << 10;
+
+/// How long an interval of [`Durability::Interval`] may be, in milliseconds: not so short that recording
+/// each call costs less, not so long that whoever asked has forgotten what may be lost.
+const INTERVALS: RangeInclusive<u32> = 10..=3_600_000;
 
 /// Starts sandboxes.
 pub struct Sandbox<M>(Arc<Inner<M>>);
@@ -176,7 +185,12 @@ impl<M: ModuleSource> Kind for Sandbox<M> {
         let child = context.child().clone();
         let inner = self.0.clone();
         let live = inner.restore(&child, checkpoint).await?;
-        Ok(Guest { inner, child, live })
+        Ok(Guest {
+            inner,
+            child,
+            prodder: context.prodder(),
+            live,
+        })
     }
 }
 
@@ -208,7 +222,7 @@ impl<M: ModuleSource> Inner<M> {
         let setup = self.setup(child, &about);
         let guest = Durable::restore(&compiled, setup, image.as_ref(), deltas).await;
         match guest {
-            Ok(guest) => Ok(Some(Live { about, guest })),
+            Ok(guest) => Ok(Some(Live::new(about, guest))),
             Err(error @ DurableError::Snapshot(_)) => Err(bad(&error)),
             Err(error) => Err(StartError::Failed(error.to_string())),
         }
@@ -244,6 +258,7 @@ impl<M: ModuleSource> Inner<M> {
 pub struct Guest<M> {
     inner: Arc<Inner<M>>,
     child: ChildId,
+    prodder: Prodder,
     /// None until it is created.
     live: Option<Live>,
 }
@@ -251,13 +266,41 @@ pub struct Guest<M> {
 struct Live {
     about: About,
     guest: Durable,
+    /// Until what is not recorded yet is to be: at most one, and gone with the guest.
+    timer: JoinSet<()>,
 }
 
 impl Live {
-    /// An answer with the step that holds what was done for it. The one place where it is decided when a
-    /// step is taken: [`Durability::Interval`] is recorded with every call as well, more than was asked
-    /// for and never less, as long as nobody calls a child between its calls to ask it for the rest.
-    async fn record(&mut self, answer: Vec<u8>) -> Handled {
+    fn new(about: About, guest: Durable) -> Live {
+        Live {
+            about,
+            guest,
+            timer: JoinSet::new(),
+        }
+    }
+
+    /// An answer with the step that holds what was done for it, or what it is to be recorded by later.
+    async fn record(&mut self, answer: Vec<u8>, prodder: &Prodder) -> Handled {
+        if let Durability::Interval(milliseconds) = self.about.durability {
+            if !self.guest.has_pending() {
+                return Handled::read(answer);
+            }
+            // What was done before is in this answer too, so it is as loose as that.
+            self.timer.try_join_next();
+            if self.timer.is_empty() {
+                let prodder = prodder.clone();
+                self.timer.spawn(async move {
+                    sleep(Duration::from_millis(milliseconds.into())).await;
+                    prodder.prod();
+                });
+            }
+            return Handled::loose(answer);
+        }
+        self.step(answer).await
+    }
+
+    /// An answer with all that no step holds yet.
+    async fn step(&mut self, answer: Vec<u8>) -> Handled {
         match self.guest.take_delta().await {
             Some(delta) => Handled::step(answer, step(None, delta)),
             None => Handled::read(answer),
@@ -267,6 +310,12 @@ impl Live {
 
 impl<M: ModuleSource> Child for Guest<M> {
     async fn handle(&mut self, request: Request) -> Result<Handled, ChildError> {
+        if request.is_prod() {
+            return Ok(match &mut self.live {
+                Some(live) => live.step(Vec::new()).await,
+                None => Handled::read(Bytes::new()),
+            });
+        }
         let (head, bytes) = split(&request.body);
         let op = match head.len() <= MAX_HEAD {
             true => serde_json::from_slice(head).map_err(|error| error.to_string()),
@@ -309,6 +358,13 @@ impl<M: ModuleSource> Guest<M> {
         policy
             .check()
             .map_err(|error| Refusal::new("invalid", error))?;
+        if let Durability::Interval(milliseconds) = durability
+            && !INTERVALS.contains(&milliseconds)
+        {
+            let (least, most) = (INTERVALS.start(), INTERVALS.end());
+            let why = format!("an interval is {least} to {most} milliseconds long");
+            return Err(Refusal::new("invalid", why));
+        }
         if let Some(live) = &self.live {
             let is = &live.about;
             let same_hash = sha256.is_none_or(|wanted| wanted.eq_ignore_ascii_case(&is.sha256));
@@ -335,7 +391,7 @@ impl<M: ModuleSource> Guest<M> {
         let mut guest = guest.map_err(Refusal::of_durable)?;
         let delta = guest.take_delta().await.unwrap_or_default();
         let effect = step(Some(words(&about)), delta);
-        self.live = Some(Live { about, guest });
+        self.live = Some(Live::new(about, guest));
         Ok(Handled::step(answer(json!({"ok": true})), effect))
     }
 
@@ -378,7 +434,7 @@ impl<M: ModuleSource> Guest<M> {
             denied => head["denied"] = Value::from(denied),
         }
         let answer = join(&head, bytes);
-        Ok(live.record(answer).await)
+        Ok(live.record(answer, &self.prodder).await)
     }
 
     fn about(&self) -> Result<Handled, Refusal> {

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use common::{Kept, Shelf, bytes, create, engine, head, numbers, shelf, start};
 use serde_json::{Value, json};
+use understudy_protocol::id::ChildId;
 use understudy_sandbox::abi::CallError;
 use understudy_sandbox::durable::{CallFailed, DurableError};
 use understudy_sandbox::snapshot::{Delta, Image, SnapshotError};
 use understudy_sandbox::{Args, Compiled, Durable, Engine, Library, Outcome, Sandbox, Setup};
-use understudy_supervision::{Checkpoint, StartError, testing};
+use understudy_supervision::{Checkpoint, Child, Context, Kind, Request, StartError, testing};
 
 fn setup() -> Setup {
     Setup::of("acme", "s")
@@ -383,6 +384,48 @@ async fn a_sandbox_tells_what_it_was_created_as() {
         (&told["sequence"], &told["memory_bytes"]),
         (&json!(1), &json!(65536))
     );
+}
+
+#[tokio::test]
+async fn at_intervals_many_calls_are_one_step_and_a_crash_takes_only_what_came_after_it() {
+    let kind = sandboxes(shelf());
+    let (prods, mut prodded) = tokio::sync::mpsc::channel(1);
+    let context = Context::new(ChildId::parse("acme/sandbox/s").unwrap(), |_, _| {});
+    let context = context.prodded_by(move || {
+        // One waits already: that is enough.
+        let _ = prods.try_send(());
+    });
+    let mut child = kind.start(context, Checkpoint::default()).await.unwrap();
+    let key = Request::prod().key;
+    let ask = |body: &[u8]| Request::new(key.clone(), body.to_vec().into());
+    let create =
+        json!({"op": "create", "module": "ledger@1.0.0", "durability": {"interval_ms": 10}});
+    let created = child
+        .handle(ask(create.to_string().as_bytes()))
+        .await
+        .unwrap();
+    let mut steps = vec![created.effect.unwrap()];
+    let read = child.handle(ask(&bytes("read", b"ada"))).await.unwrap();
+    assert!(read.effect.is_none());
+    let mut last = Default::default();
+    for _ in 0..5 {
+        let drawn = child.handle(ask(&bytes("draw", b"ada"))).await.unwrap();
+        assert_eq!((drawn.effect, drawn.durable), (None, false));
+        last = drawn.answer;
+    }
+    // Nobody calls it, and it wants to be called.
+    prodded.recv().await.unwrap();
+    let prod = child.handle(Request::prod()).await.unwrap();
+    assert!(prod.durable);
+    steps.extend(prod.effect);
+    let prod = child.handle(Request::prod()).await.unwrap();
+    assert_eq!((prod.effect, prod.durable), (None, true));
+    child.handle(ask(&bytes("draw", b"ada"))).await.unwrap();
+    drop(child);
+    assert_eq!(steps.len(), 2);
+    let mut again = start(&kind, &Checkpoint::new(None, steps)).await.unwrap();
+    let read = again.handle(ask(&bytes("read", b"ada"))).await.unwrap();
+    assert_eq!(read.answer, last);
 }
 
 #[tokio::test]
