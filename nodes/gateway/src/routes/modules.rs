@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::str::FromStr as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Json;
@@ -150,7 +150,10 @@ pub(super) async fn inspect(
 /// Which version of a module a bare name means: the highest that is sealed, and of those one that is no
 /// pre-release, if there is any. Asked again after [`LATEST_KEPT`], since a new one may have come.
 #[derive(Clone, Default)]
-pub(super) struct Latest(Arc<Mutex<HashMap<(String, String), (Instant, ModuleId)>>>);
+pub(super) struct Latest(Arc<Mutex<Known>>);
+
+/// By tenant and name: the version, and when that was found out.
+type Known = HashMap<(String, String), (Instant, ModuleId)>;
 
 impl Latest {
     /// The module that `text` means: `name@version`, or a bare name.
@@ -180,14 +183,14 @@ impl Latest {
         Ok(found)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), (Instant, ModuleId)>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 async fn highest(gateway: &Gateway, tenant: &str, name: &str) -> Result<ModuleId, Problem> {
     let begins = format!("{tenant}/{KIND}/{name}@");
-    params::child(&begins)?;
+    params::light(tenant, KIND, &format!("{name}@"))?;
     let of = ChildrenOf {
         tenant: Some(tenant.to_owned()),
         kind: Some(KIND.to_owned()),
@@ -313,24 +316,25 @@ async fn send(
     Ok((told, was_there))
 }
 
-/// Asks until there is an answer, which a module's child may be: a push that comes again changes nothing.
+/// Asks until there is an answer, which may be a refusal: a push that comes again changes nothing.
 async fn sure(gateway: &Gateway, child: &ChildId, what: &Ask, raw: &[u8]) -> Result<Told, Problem> {
     let until = Instant::now() + PART_PATIENCE;
+    let body = module::encode(what, raw);
     loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let asked = ask(gateway, child, what, raw, left.min(ONCE)).await;
-        let again = |problem: &Problem| {
-            let passes = matches!(
-                problem.kind,
-                Kind::Overloaded | Kind::Unavailable | Kind::DeadlineExceeded
-            );
-            passes.then_some(problem.retry_after.unwrap_or(AGAIN).min(AGAIN))
+        let left = until.saturating_duration_since(Instant::now()).min(ONCE);
+        let problem = match gateway.ask(child.clone(), None, body.clone(), left).await {
+            Ok(answered) => return told(&answered.body),
+            Err(problem) => problem,
         };
-        let wait = asked.as_ref().err().and_then(again);
-        match wait {
-            Some(wait) if Instant::now() + wait < until => tokio::time::sleep(wait).await,
-            _ => return asked,
+        let passes = matches!(
+            problem.kind,
+            Kind::Overloaded | Kind::Unavailable | Kind::DeadlineExceeded
+        );
+        let wait = problem.retry_after.unwrap_or(AGAIN).min(AGAIN);
+        if !passes || Instant::now() + wait >= until {
+            return Err(problem);
         }
+        tokio::time::sleep(wait).await;
     }
 }
 
@@ -538,7 +542,7 @@ fn view_name(view: &understudy_control::handle::View, listed: &Listed) -> String
 }
 
 fn child(tenant: &str, id: &ModuleId) -> Result<ChildId, Problem> {
-    params::child(&format!("{tenant}/{KIND}/{id}"))
+    params::light(tenant, KIND, &id.to_string())
 }
 
 fn bad_id(error: module::ModuleIdError) -> Problem {
