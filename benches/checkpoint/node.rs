@@ -57,6 +57,7 @@ pub(crate) fn act(args: Vec<OsString>) -> Result<ExitCode> {
                 columns: usize::MAX,
                 is_terminal: false,
                 live: &mut out,
+                aside: None,
             };
             let answer = runtime.block_on(cli::answer(&cli, &mut screen));
             eprint!("{}", answer.err);

@@ -166,7 +166,7 @@ async fn checkpoint(engine: &Engine, mib: u64, pages: u64) -> Result<(f64, f64)>
     let all = [json!(mib * 256), json!(1)];
     durable.call("touch", Args::Numbers(&all), |_| ()).await?;
     plain.call("touch", Args::Numbers(&all), |_| ()).await?;
-    durable.take_delta();
+    durable.take_delta().await;
     let (mut ours, mut peers) = (Vec::new(), Vec::new());
     for nth in 0..CHECKPOINT_CALLS {
         let args: [Value; 2] = [json!(pages), json!(nth + 2)];
@@ -176,7 +176,7 @@ async fn checkpoint(engine: &Engine, mib: u64, pages: u64) -> Result<(f64, f64)>
 
         let began = Instant::now();
         durable.call("touch", Args::Numbers(&args), |_| ()).await?;
-        let delta = durable.take_delta();
+        let delta = durable.take_delta().await;
         ours.push(micros(began.elapsed().saturating_sub(call)));
         delta.context("the call changed something")?;
 

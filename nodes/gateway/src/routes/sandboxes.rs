@@ -271,7 +271,8 @@ fn response(gateway: &Gateway, answered: &Answered, said: Said) -> Response {
     let mut response = outcome(said.head.results, said.raw, said.head.denied, said.head.log);
     let headers = response.headers_mut();
     headers.insert(REFLECTS, HeaderValue::from(answered.reflects.0));
-    headers.insert(DURABLE, HeaderValue::from_static("true"));
+    let durable = if answered.durable { "true" } else { "false" };
+    headers.insert(DURABLE, HeaderValue::from_static(durable));
     let node = name_of(&gateway.handle.view(), answered.node);
     if let Ok(name) = HeaderValue::from_str(&node) {
         headers.insert(NODE, name);

@@ -119,6 +119,7 @@ impl Guests {
             body,
             reflects: kept.seq,
             node: NodeId(1),
+            durable: true,
         }));
     }
 
