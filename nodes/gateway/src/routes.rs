@@ -31,10 +31,12 @@ use crate::problem::{Kind, Problem, not_formed};
 use crate::token::Token;
 use crate::{api, events, params, show};
 
+pub use functions::{Answering, FunctionAsk, RunFunctions};
 pub use modules::MODULE_BYTES_MAX;
 pub use sandboxes::GUEST_BODY_MAX;
 
 mod change;
+mod functions;
 mod modules;
 mod sandboxes;
 
@@ -42,6 +44,7 @@ mod sandboxes;
 #[derive(Clone)]
 pub(crate) struct Gateway {
     handle: Handle,
+    functions: RunFunctions,
     token: Token,
     followers: Arc<Semaphore>,
     /// Places for modules that have to be read whole before they are sent on.
@@ -51,9 +54,15 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn new(handle: Handle, token: Token, stop: watch::Receiver<bool>) -> Gateway {
+    pub(crate) fn new(
+        handle: Handle,
+        functions: RunFunctions,
+        token: Token,
+        stop: watch::Receiver<bool>,
+    ) -> Gateway {
         Gateway {
             handle,
+            functions,
             token,
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             buffers: Arc::new(Semaphore::new(BUFFERS_MAX)),
@@ -118,6 +127,7 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         .route("/sandboxes", get(sandboxes::list).post(sandboxes::create))
         .route("/sandboxes/{id}", get(sandboxes::inspect))
         .route("/sandboxes/{id}/call/{export}", post(sandboxes::call))
+        .route("/functions/{name}/call/{export}", post(functions::call))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(gateway.clone(), admit));

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use understudy_control::handle::Handle;
 
-use crate::routes::{Gateway, router};
+use crate::routes::{Gateway, RunFunctions, router};
 use crate::token::Token;
 
 /// Who may reach the gateway.
@@ -45,6 +45,7 @@ pub enum ServeError {
 pub async fn serve(
     listener: TcpListener,
     handle: Handle,
+    functions: RunFunctions,
     token: Token,
     reach: Reach,
     shutdown: impl Future<Output = ()>,
@@ -54,7 +55,7 @@ pub async fn serve(
         return Err(ServeError::NotLoopback(address));
     }
     let (stopping, stop) = watch::channel(false);
-    let service = router(Gateway::new(handle, token, stop.clone()));
+    let service = router(Gateway::new(handle, functions, token, stop.clone()));
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);

@@ -19,7 +19,7 @@ use understudy_gateway::{CALL_BODY_MAX, Reach, ServeError, Token, serve};
 use understudy_protocol::cluster::directory::Directory;
 use understudy_protocol::id::NodeId;
 
-use common::{core, view};
+use common::{Guests, core, view};
 
 const TOKEN: &str = "us_test_0123456789abcdef";
 
@@ -39,17 +39,26 @@ impl Served {
         let (shown, view) = watch::channel(Arc::new(view(&Directory::default())));
         let events = Events::default();
         let handle = Handle::new(asks, view, events.clone());
+        let guests = Guests::new();
+        let functions = guests.functions();
         let mut tasks = JoinSet::new();
-        tasks.spawn(core(asked, shown));
+        tasks.spawn(core(asked, shown, guests));
         let (stop, stopped) = oneshot::channel();
         let shutdown = async {
             let _ = stopped.await;
         };
         let token = Token::new(TOKEN).unwrap();
         tasks.spawn(async {
-            serve(listener, handle, token, Reach::Loopback, shutdown)
-                .await
-                .unwrap();
+            serve(
+                listener,
+                handle,
+                functions,
+                token,
+                Reach::Loopback,
+                shutdown,
+            )
+            .await
+            .unwrap();
         });
         Served {
             at,
@@ -533,7 +542,15 @@ async fn a_listener_open_to_other_machines_is_refused_unless_it_is_meant() {
         let (_shown, view) = watch::channel(Arc::new(view(&Directory::default())));
         let handle = Handle::new(asks, view, Events::default());
         let token = Token::new(TOKEN).unwrap();
-        let served = serve(listener, handle, token, reach, async {}).await;
+        let served = serve(
+            listener,
+            handle,
+            Guests::new().functions(),
+            token,
+            reach,
+            async {},
+        )
+        .await;
         assert_eq!(
             matches!(served, Err(ServeError::NotLoopback(_))),
             refused,
@@ -566,5 +583,413 @@ async fn a_head_that_is_too_long_is_refused_and_a_broken_request_harms_nobody() 
         assert_eq!(String::from_utf8_lossy(&heard), answer);
     }
     assert_eq!(served.get("/v1/cluster").await["formed"], false);
+    served.stop().await;
+}
+
+/// A guest that adds, traps, and speaks the convention of bytes.
+const GUEST: &str = r#"(module
+  (memory (export "memory") 1)
+  (global $sum (mut i64) (i64.const 0))
+  (global $free (mut i32) (i32.const 4096))
+  (func (export "add") (param i64) (result i64)
+    (global.set $sum (i64.add (global.get $sum) (local.get 0)))
+    (global.get $sum))
+  (func (export "half") (param f64) (result f64 f64)
+    (f64.mul (local.get 0) (f64.const 0.5))
+    (f64.div (f64.const 0) (f64.const 0)))
+  (func $deep (export "trap") (unreachable))
+  (func (export "spin") (loop (br 0)))
+  (func (export "us_alloc") (param $len i32) (result i32)
+    (local $at i32)
+    (local.set $at (global.get $free))
+    (global.set $free (i32.add (global.get $free) (local.get $len)))
+    (local.get $at))
+  ;; The request, behind its length.
+  (func (export "echo") (param $at i32) (param $len i32) (result i32 i32 i32)
+    (i32.store (i32.const 0) (local.get $len))
+    (memory.copy (i32.const 4) (local.get $at) (local.get $len))
+    (i32.const 0) (i32.const 0) (i32.const 0)
+    drop drop drop
+    (i32.store (i32.const 1024) (local.get $len))
+    (memory.copy (i32.const 1028) (local.get $at) (local.get $len))
+    (i32.const 1024) (i32.const 0) (i32.const 0))
+  (func (export "refuse") (param i32 i32) (result i32 i32 i32)
+    (i32.const 0) (i32.const 13) (i32.const 2048))
+  (func (export "miss") (param i32 i32) (result i32 i32 i32)
+    (i32.const 0) (i32.const 2) (i32.const 2048))
+  (data (i32.const 2048) "not to you\00"))"#;
+
+fn guest() -> Vec<u8> {
+    wat::parse_str(GUEST).unwrap()
+}
+
+impl Served {
+    async fn push(&self, id: &str, query: &str, wasm: Vec<u8>) -> Response {
+        let path = format!("http://{}/v1/modules/{id}{query}", self.at);
+        let request = self.http.put(path).bearer_auth(TOKEN).body(wasm);
+        request.send().await.unwrap()
+    }
+
+    async fn pushed(&self, id: &str, query: &str, wasm: Vec<u8>, status: u16) -> Value {
+        let response = self.push(id, query, wasm).await;
+        let got = response.status().as_u16();
+        let text = response.text().await.unwrap();
+        assert_eq!(got, status, "{id}{query}: {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    async fn guest_call(&self, path: &str, content: &str, body: &[u8]) -> Response {
+        let request = self
+            .http
+            .post(format!("http://{}{path}", self.at))
+            .bearer_auth(TOKEN)
+            .header("Content-Type", content)
+            .header("Idempotency-Key", "k")
+            .body(body.to_vec());
+        request.send().await.unwrap()
+    }
+
+    async fn guest_refuses(&self, path: &str, body: Value, status: u16, kind: &str) -> Value {
+        let body = body.to_string();
+        let response = self
+            .guest_call(path, "application/json", body.as_bytes())
+            .await;
+        let got = response.status().as_u16();
+        let answer: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+        assert_eq!(
+            (got, &answer["type"]),
+            (status, &json!(kind)),
+            "{path}: {answer}"
+        );
+        assert!(answer["hint"].is_string(), "{path}: {answer}");
+        answer
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    understudy_sandbox::module::ModuleHash::of(bytes).to_string()
+}
+
+#[tokio::test]
+async fn a_module_is_pushed_listed_and_looked_at() {
+    let served = Served::formed().await;
+    let wasm = guest();
+    let hash = sha256(&wasm);
+    let with_hash = format!("?sha256={hash}");
+    let pushed = served
+        .pushed("sum/1.2.0", &with_hash, wasm.clone(), 201)
+        .await;
+    assert_eq!(pushed["state"], "sealed");
+    assert_eq!(pushed["sha256"], json!(hash));
+    assert_eq!(pushed["bytes"], json!(wasm.len()));
+    // The same again changes nothing; without a hash it is read whole first.
+    served
+        .pushed("sum/1.2.0", &with_hash, wasm.clone(), 200)
+        .await;
+    served.pushed("sum/1.2.0", "", wasm.clone(), 200).await;
+    served.pushed("sum/1.10.0", "", wasm.clone(), 201).await;
+    served
+        .pushed("sum/2.0.0-rc.1", "?tenant=acme", wasm.clone(), 201)
+        .await;
+
+    let list = served.get("/v1/modules").await;
+    let ids: Vec<&str> = list["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["id"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids, ["sum@2.0.0-rc.1", "sum@1.10.0", "sum@1.2.0"]);
+    assert_eq!(list["items"][2]["sha256"], json!(hash));
+    let of_acme = served.get("/v1/modules?tenant=acme").await;
+    assert_eq!(of_acme["items"].as_array().unwrap().len(), 1);
+    let page = served.get("/v1/modules?limit=2").await;
+    let next = page["next"].as_str().unwrap();
+    let rest = served.get(&format!("/v1/modules?after={next}")).await;
+    assert_eq!(rest["items"][0]["id"], "sum@1.2.0");
+
+    let one = served.get("/v1/modules/sum/1.2.0").await;
+    let exports = one["about"]["exports"].as_array().unwrap();
+    let add = exports
+        .iter()
+        .find(|export| export["name"] == "add")
+        .unwrap();
+    assert_eq!(add["type_text"], "(i64) -> (i64)");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_push_that_is_not_right_is_refused_by_name() {
+    let served = Served::formed().await;
+    let wasm = guest();
+    served.pushed("sum/1.0.0", "", wasm.clone(), 201).await;
+    let mut other = wasm.clone();
+    // A custom section without content: another module, as valid as the first.
+    other.extend_from_slice(&[0, 2, 1, b'x']);
+    let zeros = format!("?sha256={}", "0".repeat(64));
+    for (id, query, wasm, status, kind) in [
+        ("sum/1.0.0", "", other.clone(), 409, "conflict"),
+        ("sum/1.0.1", &*zeros, wasm.clone(), 400, "invalid"),
+        ("sum/1.0.2", "?sha256=abc", wasm.clone(), 400, "invalid"),
+        ("sum/one", "", wasm.clone(), 400, "invalid"),
+        ("Sum/1.0.0", "", wasm.clone(), 400, "invalid"),
+        (
+            "sum/1.0.3",
+            "",
+            b"not a module, but longer than eight".to_vec(),
+            400,
+            "invalid",
+        ),
+        (
+            "sum/1.0.4",
+            "",
+            wasm[..wasm.len() / 2].to_vec(),
+            400,
+            "invalid",
+        ),
+        ("sum/1.0.5", "", Vec::new(), 507, "quota_exceeded"),
+        ("sum/1.0.6", "?tenant=a/b", wasm.clone(), 400, "invalid"),
+        ("sum/1.0.7", "?tenent=a", wasm.clone(), 400, "invalid"),
+    ] {
+        let answer = served.pushed(id, query, wasm, status).await;
+        assert_eq!(answer["type"], kind, "{id}{query}: {answer}");
+        assert!(answer["hint"].is_string(), "{id}{query}: {answer}");
+    }
+    let far = vec![0; understudy_gateway::MODULE_BYTES_MAX + 1];
+    let answer = served.pushed("sum/1.0.8", "", far, 413).await;
+    assert_eq!(answer["type"], "too_large");
+    for id in ["1.0.1", "1.0.3", "1.0.8"] {
+        served
+            .refuses(
+                Method::GET,
+                &format!("/v1/modules/sum/{id}"),
+                None,
+                404,
+                "not_found",
+            )
+            .await;
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_longer_than_a_part_arrives_whole() {
+    let served = Served::formed().await;
+    // Three parts and a little: what fills it is a section that means nothing.
+    let mut wasm = guest();
+    let filling = vec![7; 1_700_000];
+    let length = filling.len() + 2;
+    wasm.push(0);
+    wasm.extend([
+        0x80 | length as u8 & 0x7F,
+        0x80 | (length >> 7) as u8 & 0x7F,
+        (length >> 14) as u8,
+    ]);
+    wasm.extend([1, b'x']);
+    wasm.extend(filling);
+    let with_hash = format!("?sha256={}", sha256(&wasm));
+    let pushed = served
+        .pushed("big/1.0.0", &with_hash, wasm.clone(), 201)
+        .await;
+    assert_eq!(pushed["bytes"], json!(wasm.len()));
+    let digits = sha256(b"other");
+    let answer = served
+        .pushed("big/1.0.1", &format!("?sha256={digits}"), wasm, 400)
+        .await;
+    assert_eq!(answer["reason"], "wrong_hash", "{answer}");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_keeps_what_its_calls_changed() {
+    let served = Served::formed().await;
+    served.pushed("sum/1.0.0", "", guest(), 201).await;
+    let new = json!({ "name": "s", "module": "sum", "policy": { "clock": "virtual" } });
+    let made = served
+        .check(Method::POST, "/v1/sandboxes", Some(new.clone()), 201)
+        .await;
+    assert_eq!(made["module"], "sum@1.0.0", "{made}");
+    assert_eq!(made["durability"], "every-call", "{made}");
+    assert_eq!(made["node"], "a");
+    // The same again is the same; another one is not.
+    served
+        .check(Method::POST, "/v1/sandboxes", Some(new), 201)
+        .await;
+    let other = json!({ "name": "s", "module": "sum@1.0.0" });
+    served
+        .guest_refuses("/v1/sandboxes", other, 409, "conflict")
+        .await;
+
+    for sum in [5, 10] {
+        let path = "/v1/sandboxes/s/call/add";
+        let response = served
+            .guest_call(path, "application/json; charset=utf-8", b" [5]")
+            .await;
+        assert_eq!(response.headers()["content-type"], "application/json");
+        assert_eq!(response.headers()["understudy-node"], "a");
+        assert_eq!(response.headers()["understudy-durable"], "true");
+        assert_eq!(response.text().await.unwrap(), format!("[{sum}]"));
+    }
+    let halved = served
+        .guest_call("/v1/sandboxes/s/call/half", "application/json", b"[3]")
+        .await;
+    assert_eq!(halved.text().await.unwrap(), r#"[1.5,"NaN"]"#);
+    let echoed = served
+        .guest_call("/v1/sandboxes/s/call/echo", "text/plain", b"[5]")
+        .await;
+    assert_eq!(echoed.headers()["content-type"], "application/octet-stream");
+    assert_eq!(echoed.text().await.unwrap(), "[5]");
+
+    let list = served.get("/v1/sandboxes?tenant=default").await;
+    assert_eq!(list["items"][0]["id"], "s");
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        served.get("/v1/sandboxes?tenant=acme").await["items"],
+        json!([])
+    );
+    assert_eq!(
+        served.get("/v1/sandboxes/s").await["memory_bytes"],
+        json!(65_536)
+    );
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_guest_does_wrong_has_a_name() {
+    let served = Served::formed().await;
+    served.pushed("sum/1.0.0", "", guest(), 201).await;
+    let limits = json!({ "memory_bytes": 1 << 20, "slices": 3 });
+    let new = json!({ "name": "s", "module": "sum@1.0.0", "limits": limits });
+    served
+        .check(Method::POST, "/v1/sandboxes", Some(new), 201)
+        .await;
+    let trapped = served
+        .guest_refuses("/v1/sandboxes/s/call/trap", json!([]), 502, "guest_trapped")
+        .await;
+    assert_eq!(trapped["function"], "deep", "{trapped}");
+    assert_eq!(trapped["backtrace"], json!(["deep"]), "{trapped}");
+    let denied = served
+        .guest_refuses(
+            "/v1/sandboxes/s/call/refuse",
+            json!({}),
+            403,
+            "guest_denied",
+        )
+        .await;
+    assert_eq!(
+        (&denied["error_code"], &denied["detail"]),
+        (&json!(13), &json!("not to you"))
+    );
+    let failed = served
+        .guest_refuses("/v1/sandboxes/s/call/miss", json!({}), 422, "guest_failed")
+        .await;
+    assert_eq!(failed["failure"], "NotFound");
+    for (path, body, status, kind) in [
+        (
+            "/v1/sandboxes/s/call/spin",
+            json!([]),
+            504,
+            "deadline_exceeded",
+        ),
+        ("/v1/sandboxes/s/call/nowhere", json!([]), 404, "not_found"),
+        ("/v1/sandboxes/s/call/add", json!([]), 400, "invalid"),
+        ("/v1/sandboxes/s/call/add", json!(["x"]), 400, "invalid"),
+        ("/v1/sandboxes/s/call/add", json!({}), 400, "invalid"),
+        ("/v1/sandboxes/none/call/add", json!([1]), 404, "not_found"),
+        (
+            "/v1/functions/sum/call/nowhere",
+            json!([]),
+            404,
+            "not_found",
+        ),
+        (
+            "/v1/functions/sum/call/trap",
+            json!([]),
+            502,
+            "guest_trapped",
+        ),
+        (
+            "/v1/functions/sum/call/refuse",
+            json!({}),
+            403,
+            "guest_denied",
+        ),
+        ("/v1/functions/none/call/add", json!([1]), 404, "not_found"),
+        (
+            "/v1/functions/sum@1.0.1/call/add",
+            json!([1]),
+            404,
+            "not_found",
+        ),
+        ("/v1/functions/Sum/call/add", json!([1]), 400, "invalid"),
+        (
+            "/v1/sandboxes",
+            json!({"name": "t", "module": "none@1.0.0"}),
+            404,
+            "not_found",
+        ),
+        (
+            "/v1/sandboxes",
+            json!({"name": "t", "module": "none"}),
+            404,
+            "not_found",
+        ),
+        (
+            "/v1/sandboxes",
+            json!({"name": "t/u", "module": "sum"}),
+            400,
+            "invalid",
+        ),
+        (
+            "/v1/sandboxes",
+            json!({"name": "t", "module": "sum", "policy": {"net": 1}}),
+            400,
+            "invalid",
+        ),
+        (
+            "/v1/sandboxes",
+            json!({"name": "t", "module": "sum", "sha256": "0".repeat(64)}),
+            409,
+            "conflict",
+        ),
+    ] {
+        served.guest_refuses(path, body, status, kind).await;
+    }
+    served
+        .refuses(Method::GET, "/v1/sandboxes/none", None, 404, "not_found")
+        .await;
+    // None of it was taken for a change.
+    let response = served
+        .guest_call("/v1/sandboxes/s/call/add", "application/json", b"[1]")
+        .await;
+    assert_eq!(response.text().await.unwrap(), "[1]");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_function_begins_anew_with_each_call_and_a_bare_name_is_its_highest_version() {
+    let served = Served::formed().await;
+    let two = GUEST.replace("i64.add", "i64.sub");
+    served.pushed("sum/1.2.0", "", guest(), 201).await;
+    served
+        .pushed("sum/1.10.0", "", wat::parse_str(two).unwrap(), 201)
+        .await;
+    served.pushed("sum/2.0.0-rc.1", "", guest(), 201).await;
+    for (name, sum) in [
+        ("sum", -5),
+        ("sum@1.2.0", 5),
+        ("sum", -5),
+        ("sum@1.10.0", -5),
+    ] {
+        let path = format!("/v1/functions/{name}/call/add");
+        let response = served.guest_call(&path, "application/json", b"[5]").await;
+        assert_eq!(response.headers()["understudy-durable"], "false");
+        assert_eq!(response.headers()["understudy-node"], "a");
+        assert_eq!(response.text().await.unwrap(), format!("[{sum}]"), "{name}");
+    }
+    let echoed = served
+        .guest_call("/v1/functions/sum/call/echo", "text/plain", b"hello")
+        .await;
+    assert_eq!(echoed.text().await.unwrap(), "hello");
     served.stop().await;
 }

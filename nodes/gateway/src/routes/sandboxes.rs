@@ -1,7 +1,7 @@
-//! Sandboxes and functions: guests that keep their state, and calls that leave none behind.
+//! Sandboxes: guests that keep their state.
 //!
 //! Owns: what a body means to a guest (a JSON array is numbers, anything else is bytes), and what a
-//! guest's answer means to a caller. Never runs a guest: its owner does, or this node's pool.
+//! guest's answer means to a caller. Never runs a guest: its owner does.
 
 use std::time::Duration;
 
@@ -122,8 +122,8 @@ pub(super) async fn inspect(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CallOf {
-    tenant: Option<String>,
-    timeout: Option<String>,
+    pub(super) tenant: Option<String>,
+    pub(super) timeout: Option<String>,
 }
 
 pub(super) async fn call(
@@ -194,12 +194,12 @@ fn not_created(tenant: &str, id: &str) -> Problem {
 }
 
 /// What an export is called with.
-enum Args {
+pub(super) enum Args {
     Numbers(Vec<Value>),
     Bytes(Bytes),
 }
 
-async fn args(headers: &HeaderMap, body: Body) -> Result<Args, Problem> {
+pub(super) async fn args(headers: &HeaderMap, body: Body) -> Result<Args, Problem> {
     let body = whole(body, GUEST_BODY_MAX).await?;
     let content = headers.get(header::CONTENT_TYPE);
     let content = content.and_then(|content| content.to_str().ok());
@@ -280,7 +280,12 @@ fn response(gateway: &Gateway, answered: &Answered, said: Said) -> Response {
 }
 
 /// A guest's answer: numbers as a JSON array, bytes as they are.
-fn outcome(results: Option<Vec<Value>>, raw: Bytes, denied: u32, log: Option<String>) -> Response {
+pub(super) fn outcome(
+    results: Option<Vec<Value>>,
+    raw: Bytes,
+    denied: u32,
+    log: Option<String>,
+) -> Response {
     let (content, body) = match results {
         Some(results) => (JSON, Bytes::from(Value::Array(results).to_string())),
         None => ("application/octet-stream", raw),

@@ -1,5 +1,7 @@
 //! A directory without a cluster: a task that applies each command at once, grants every unit to node
-//! `a`, and answers calls by echoing them. For tests of what stands in front of a node.
+//! `a`, and answers calls by echoing them; modules and sandboxes are real ones. For tests of what stands in front of a node.
+
+mod guests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,6 +20,8 @@ use understudy_protocol::machine::Machine as _;
 use understudy_protocol::time::{ClusterTime, Time};
 use understudy_protocol::wire::heart::{DeathDigest, Ttl};
 
+pub(crate) use guests::Guests;
+
 /// What node `a` knows.
 pub(crate) fn view(directory: &Directory) -> View {
     View {
@@ -35,11 +39,20 @@ pub(crate) fn view(directory: &Directory) -> View {
 }
 
 /// Answers what a handle asks.
-pub(crate) async fn core(mut asked: mpsc::Receiver<Ask>, shown: watch::Sender<Arc<View>>) {
+pub(crate) async fn core(
+    mut asked: mpsc::Receiver<Ask>,
+    shown: watch::Sender<Arc<View>>,
+    guests: Guests,
+) {
     let mut directory = Directory::default();
     while let Some(ask) = asked.recv().await {
         match ask {
             Ask::Propose(command) => apply(&mut directory, command),
+            Ask::Children { of, answer }
+                if of.kind.is_some() && of.kind.as_deref() != Some("counter") =>
+            {
+                let _ = answer.send(guests.list(&of).await);
+            }
             Ask::Children { of, answer } => {
                 let child = ChildId::parse("t1/counter/a").unwrap();
                 let listed = Listed {
@@ -66,6 +79,12 @@ pub(crate) async fn core(mut asked: mpsc::Receiver<Ask>, shown: watch::Sender<Ar
                 };
                 let _ = answer.send(result);
             }
+            Ask::Call {
+                child,
+                body,
+                answer,
+                ..
+            } if Guests::has(&child) => guests.call(child, body, answer),
             Ask::Call {
                 child,
                 key,
