@@ -80,6 +80,19 @@ pub struct Limits {
     pub call_ms: u32,
 }
 
+impl Limits {
+    /// As these, but never more than `max`.
+    #[must_use]
+    pub fn within(self, max: Limits) -> Limits {
+        Limits {
+            memory_bytes: self.memory_bytes.min(max.memory_bytes),
+            table_elements: self.table_elements.min(max.table_elements),
+            slices: self.slices.min(max.slices),
+            call_ms: self.call_ms.min(max.call_ms),
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {

@@ -56,6 +56,8 @@ pub struct Sandbox<M>(Arc<Inner<M>>);
 struct Inner<M> {
     library: Library<M>,
     denials: DenialSink,
+    /// What any guest may use at most.
+    limits: Limits,
 }
 
 /// When what a call changed is recorded.
@@ -136,7 +138,24 @@ impl<M: ModuleSource> Sandbox<M> {
 
     /// As [`Sandbox::new`], with somebody to tell of denials.
     pub fn telling(library: Library<M>, denials: DenialSink) -> Sandbox<M> {
-        Sandbox(Arc::new(Inner { library, denials }))
+        Sandbox(Arc::new(Inner {
+            library,
+            denials,
+            limits: Limits::default(),
+        }))
+    }
+
+    /// As this one, but no guest may use more than that, whatever it was created with.
+    #[must_use]
+    pub fn limited(self, limits: Limits) -> Sandbox<M> {
+        let Inner {
+            library, denials, ..
+        } = &*self.0;
+        Sandbox(Arc::new(Inner {
+            library: library.clone(),
+            denials: denials.clone(),
+            limits,
+        }))
     }
 }
 
@@ -207,7 +226,7 @@ impl<M: ModuleSource> Inner<M> {
     fn setup(&self, child: &ChildId, about: &About) -> Setup {
         Setup {
             policy: about.policy.clone(),
-            limits: about.limits,
+            limits: about.limits.within(self.limits),
             tenant: child.tenant().to_owned(),
             name: child.key().to_owned(),
             denials: self.denials.clone(),

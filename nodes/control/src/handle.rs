@@ -216,7 +216,7 @@ impl Handle {
     }
 
     /// Adds an event of this node's own, for people.
-    pub(crate) fn tell(
+    pub fn tell(
         &self,
         kind: &'static str,
         node: Option<NodeId>,

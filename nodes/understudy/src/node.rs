@@ -28,6 +28,7 @@ use understudy_gateway::{Reach, Token};
 use understudy_protocol::cluster::directory::Command;
 use understudy_protocol::id::{IncarnationId, NodeId, StoreId};
 use understudy_protocol::wire::heart::{DeathNote, HeartMessage};
+use understudy_sandbox::engine::EngineError;
 use understudy_store::{DataDir, OnDamage, OpenError, Probe, ReplicaThread};
 use understudy_supervision::driver::Kinds;
 use understudy_transport::heart;
@@ -36,6 +37,8 @@ use understudy_transport::net::{self, Hello, Net, NetConfig};
 use understudy_warden::{
     NotesError, SpawnError, WardenClient, WardenEvent, forget_note, kept_notes,
 };
+
+use crate::guests::Guests;
 
 /// A running node.
 pub struct Node {
@@ -94,6 +97,9 @@ pub enum StartError {
     /// The store was not opened.
     #[error("the store could not be opened: {0}")]
     Store(OpenError),
+    /// There is no engine for guests.
+    #[error("{0}\n  fewer guests need fewer addresses: set `[sandbox] guests` lower")]
+    Guests(EngineError),
     /// There is no thread for the store.
     #[error("the store's thread could not be started: {0}")]
     Thread(std::io::Error),
@@ -149,6 +155,9 @@ impl Node {
             folder: data.clone(),
             error,
         })?;
+
+        let guests = Guests::start(&config.sandbox, data).map_err(StartError::Guests)?;
+        let kinds = guests.register(kinds);
 
         let journal_folder = config.log.events.then(|| data.join("events"));
         let notes = data.join("notes");
@@ -319,6 +328,7 @@ impl Node {
                 seed: random()?,
             },
         );
+        guests.know(handle.clone());
         let mut tasks = JoinSet::new();
         let mut resends = JoinSet::new();
         resends.spawn(resend(handle.clone(), notes));
@@ -331,10 +341,16 @@ impl Node {
             })?;
         let http = listener.local_addr().unwrap_or(config.gateway.listen);
         let (stop_gateway, stopped) = oneshot::channel();
-        let serving =
-            understudy_gateway::serve(listener, handle.clone(), token, Reach::Loopback, async {
+        let serving = understudy_gateway::serve(
+            listener,
+            handle.clone(),
+            guests.functions(),
+            token,
+            Reach::Loopback,
+            async {
                 let _ = stopped.await;
-            });
+            },
+        );
         tasks.spawn(async move {
             if let Err(error) = serving.await {
                 error!(%error, "the HTTP surface has ended");

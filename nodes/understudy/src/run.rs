@@ -104,7 +104,8 @@ fn start_log(config: &LogConfig) {
 
 /// The crates of this workspace that say something.
 const OURS: &str = "understudy_control=LEVEL,understudy_transport=LEVEL,understudy_store=LEVEL,\
-                    understudy_gateway=LEVEL,understudy_warden=LEVEL,understudy_supervision=LEVEL";
+                    understudy_gateway=LEVEL,understudy_warden=LEVEL,understudy_supervision=LEVEL,\
+                    understudy_sandbox=LEVEL";
 
 /// The gateway's token; one is made where there is none.
 fn read_token(file: &Path) -> Result<Token, Failure> {

@@ -94,24 +94,21 @@ impl Guests {
         ["module", "sandbox"].contains(&child.kind())
     }
 
-    /// Calls a child, in a task of its own: a sandbox fetches its module meanwhile.
-    pub(crate) fn call(
-        &self,
+    /// Calls a child; it may call others meanwhile.
+    pub(crate) async fn call(
+        self,
         child: ChildId,
         body: Bytes,
         answer: oneshot::Sender<Result<Answered, CallError>>,
     ) {
-        let guests = self.clone();
-        tokio::spawn(async move {
-            let kept = guests.child(&child).await;
-            let mut kept = kept.lock().await;
-            let body = kept.handle(body).await;
-            let _ = answer.send(Ok(Answered {
-                body,
-                reflects: kept.seq,
-                node: NodeId(1),
-            }));
-        });
+        let kept = self.child(&child).await;
+        let mut kept = kept.lock().await;
+        let body = kept.handle(body).await;
+        let _ = answer.send(Ok(Answered {
+            body,
+            reflects: kept.seq,
+            node: NodeId(1),
+        }));
     }
 
     async fn child(&self, child: &ChildId) -> Arc<Mutex<Kept>> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use understudy_control::handle::{Answered, Ask, CallError, FormError, View};
 use understudy_control::listing::{Children, Listed};
@@ -45,6 +46,7 @@ pub(crate) async fn core(
     guests: Guests,
 ) {
     let mut directory = Directory::default();
+    let mut at_work = JoinSet::new();
     while let Some(ask) = asked.recv().await {
         match ask {
             Ask::Propose(command) => apply(&mut directory, command),
@@ -84,7 +86,9 @@ pub(crate) async fn core(
                 body,
                 answer,
                 ..
-            } if Guests::has(&child) => guests.call(child, body, answer),
+            } if Guests::has(&child) => {
+                at_work.spawn(guests.clone().call(child, body, answer));
+            }
             Ask::Call {
                 child,
                 key,
