@@ -424,7 +424,7 @@ pub(crate) fn call_error(error: wasmtime::Error, export: &str) -> CallError {
         })
         .collect();
     let message = match error.downcast_ref::<Trap>() {
-        Some(trap) => trap.to_string(),
+        Some(trap) => trap.to_string().replacen("wasm trap: ", "", 1),
         None => error.root_cause().to_string(),
     };
     CallError::Trapped(Box::new(GuestTrap {

@@ -67,7 +67,8 @@ impl Scanner {
     /// The kernel refused, and nothing is known.
     pub fn written(&self, memory: &[u8]) -> io::Result<Vec<Range<usize>>> {
         let Some(pagemap) = &self.pagemap else {
-            return Ok(vec![0..memory.len()]);
+            let all = 0..memory.len();
+            return Ok(vec![all]);
         };
         let base = memory.as_ptr() as u64;
         let end = base + memory.len() as u64;
@@ -221,6 +222,7 @@ mod tests {
     fn without_the_kernels_help_everything_may_have_been_written() {
         let memory = [0u8; 100];
         let written = Scanner::comparing().written(&memory).unwrap();
-        assert_eq!(written, [0..100]);
+        assert_eq!(written.len(), 1);
+        assert_eq!(written[0], 0..100);
     }
 }

@@ -23,7 +23,8 @@ use crate::engine::{Compiled, Limits, PAGE_BYTES};
 use crate::instance::{Instance, Setup};
 use crate::rewrite::{Obstacle, Scalar};
 use crate::snapshot::{
-    Delta, Image, ImageWriter, NO_FUNCTION, PAGE, Rest, SnapshotError, Trailer, stored_len,
+    Change, Delta, Image, ImageWriter, NO_FUNCTION, PAGE, Rest, SnapshotError, Trailer, is_zero,
+    stored_len,
 };
 use crate::wasi::Log;
 
@@ -75,10 +76,14 @@ struct Kept {
     rest: Rest,
 }
 
-#[derive(Debug, Default)]
+/// What is to be in the next delta.
+#[derive(Debug, Default, PartialEq)]
 struct Pending {
     pages: BTreeSet<u32>,
-    rest: bool,
+    memory_pages: bool,
+    globals: bool,
+    tables: bool,
+    wasi: bool,
 }
 
 /// The hidden exports of one instance.
@@ -98,11 +103,17 @@ impl Durable {
     /// See [`DurableError`].
     pub async fn create(compiled: &Compiled, setup: Setup) -> Result<Durable, DurableError> {
         let setup = admit(compiled, setup)?;
-        let instance = Instance::create(compiled, setup).await?;
-        let mut durable = Durable::of(instance).await?;
+        let mut durable = Durable::untouched(compiled, setup).await?;
+        durable.instance.initialize().await?;
         durable.keep()?;
-        // A guest that did nothing yet has a first state all the same.
-        durable.pending.rest = true;
+        // The first state is told whole, even if it is that of a guest that did nothing yet.
+        durable.pending = Pending {
+            pages: durable.pending.pages,
+            memory_pages: true,
+            globals: true,
+            tables: true,
+            wasi: true,
+        };
         Ok(durable)
     }
 
@@ -120,8 +131,7 @@ impl Durable {
         let module = *compiled.sha256();
         let mut kept = Kept::default();
         let mut sequence = 0;
-        let instance = Instance::bare(compiled, setup).await?;
-        let mut durable = Durable::of(instance).await?;
+        let mut durable = Durable::untouched(compiled, setup).await?;
         if let Some(image) = image {
             if image.trailer.module != module {
                 return Err(SnapshotError::WrongModule("image").into());
@@ -137,7 +147,7 @@ impl Durable {
             for (number, page) in delta.each_page() {
                 kept.pages.insert(number, page.into());
             }
-            kept.rest = delta.rest;
+            delta.rest.apply(&mut kept.rest);
         }
         if image.is_none() && sequence == 0 {
             let why = "there is neither an image nor a delta".to_owned();
@@ -168,7 +178,10 @@ impl Durable {
         match self.instance.call(export, args, with).await {
             Ok(done) => match self.keep() {
                 Ok(()) => Ok(done),
-                Err(error) => Err(CallFailed::Lost(error)),
+                Err(error) => {
+                    self.instance.set_spent(true);
+                    Err(CallFailed::Lost(error))
+                }
             },
             Err(error) => {
                 if self.instance.is_spent() {
@@ -182,12 +195,24 @@ impl Durable {
     /// What has changed since the last delta, as the next one. None if nothing has.
     pub fn take_delta(&mut self) -> Option<Vec<u8>> {
         let pending = std::mem::take(&mut self.pending);
-        if pending.pages.is_empty() && !pending.rest {
+        if pending == Pending::default() {
             return None;
         }
         self.sequence += 1;
         let module = *self.instance.compiled().sha256();
-        let mut delta = Delta::new(module, self.sequence, self.kept.rest.clone());
+        let Rest {
+            memory_pages,
+            globals,
+            tables,
+            wasi,
+        } = &self.kept.rest;
+        let change = Change {
+            memory_pages: *memory_pages,
+            globals: pending.globals.then(|| globals.clone()),
+            tables: pending.tables.then(|| tables.clone()),
+            wasi: pending.wasi.then(|| wasi.clone()),
+        };
+        let mut delta = Delta::new(module, self.sequence, change);
         for number in pending.pages {
             if let Some(page) = self.kept.pages.get(&number) {
                 delta.push(number, page);
@@ -255,9 +280,10 @@ impl Durable {
         &self.instance.setup().limits
     }
 
-    async fn of(mut instance: Instance) -> Result<Durable, DurableError> {
+    async fn untouched(compiled: &Compiled, setup: Setup) -> Result<Durable, DurableError> {
+        let mut instance = Instance::bare(compiled, setup).await?;
+        compiled.remember_image(&instance);
         let handles = Handles::of(&mut instance)?;
-        instance.compiled().remember_image().await?;
         Ok(Durable {
             instance,
             handles,
@@ -279,7 +305,7 @@ impl Durable {
             match memory.get(at..at + PAGE) {
                 Some(mine) => mine != *page,
                 // Beyond what the instance begins with, there are zeros.
-                None => page.iter().any(|byte| *byte != 0),
+                None => !is_zero(page),
             }
         };
         let pages = pages.filter(differs);
@@ -288,12 +314,11 @@ impl Durable {
 
     /// A new instance in place of a spent one, in the state that is kept.
     async fn undo(&mut self) -> Result<(), DurableError> {
-        let compiled = self.instance.compiled().clone();
-        let setup = self.instance.setup().clone();
-        let mut instance = Instance::bare(&compiled, setup).await?;
-        self.handles = Handles::of(&mut instance)?;
-        self.instance = instance;
-        self.settle().await
+        self.instance.replace().await?;
+        self.handles = Handles::of(&mut self.instance)?;
+        self.settle().await?;
+        self.instance.set_spent(false);
+        Ok(())
     }
 
     /// Brings an instance in which nothing has run into the state that is kept.
@@ -357,17 +382,19 @@ impl Durable {
             let at = number as usize * PAGE;
             let is_as_in_image = match image.get(at..at + PAGE) {
                 Some(first) => first == page,
-                None => page.iter().all(|byte| *byte == 0),
+                None => is_zero(page),
             };
             if !is_as_in_image {
                 self.kept.pages.insert(number, page.into());
                 self.pending.pages.insert(number);
             }
         }
-        if rest != self.kept.rest {
-            self.kept.rest = rest;
-            self.pending.rest = true;
-        }
+        let before = &self.kept.rest;
+        self.pending.memory_pages |= rest.memory_pages != before.memory_pages;
+        self.pending.globals |= rest.globals != before.globals;
+        self.pending.tables |= rest.tables != before.tables;
+        self.pending.wasi |= rest.wasi != before.wasi;
+        self.kept.rest = rest;
         Ok(())
     }
 }

@@ -21,9 +21,8 @@ use wasmtime::{
     InstanceAllocationStrategy, InstancePre, Linker, PoolingAllocationConfig, Strategy,
 };
 
-use crate::abi::CallError;
 use crate::dirty::Scanner;
-use crate::instance::{Host, Instance, Setup};
+use crate::instance::{Host, Instance};
 use crate::rewrite::{self, Layout, RewriteError};
 use crate::snapshot::stored_len;
 use crate::wasi;
@@ -285,14 +284,12 @@ impl Compiled {
         &self.0.engine
     }
 
-    /// Copies what a memory of it begins with, unless that was done before.
-    pub(crate) async fn remember_image(&self) -> Result<(), CallError> {
-        if self.0.image.get().is_none() {
-            let untouched = Instance::bare(self, Setup::of("", "image")).await?;
-            let memory = untouched.memory();
-            let _ = self.0.image.set(memory[..stored_len(memory)].to_vec());
-        }
-        Ok(())
+    /// Copies what a memory of it begins with, out of an instance in which nothing has run, unless that
+    /// was done before.
+    pub(crate) fn remember_image(&self, untouched: &Instance) {
+        let memory = untouched.memory();
+        let image = || memory[..stored_len(memory)].to_vec();
+        self.0.image.get_or_init(image);
     }
 
     /// What a memory of it begins with, zeros beyond it; empty unless it was remembered.

@@ -101,72 +101,66 @@ impl Instance {
     /// As [`Instance::call`]. Nothing is left of it.
     pub async fn create(compiled: &Compiled, setup: Setup) -> Result<Instance, CallError> {
         let mut instance = Instance::bare(compiled, setup).await?;
-        let initializes = compiled.layout().has_start
-            || instance
-                .instance
-                .get_func(&mut instance.store, INITIALIZE)
-                .is_some();
-        if initializes {
-            instance.begin_call();
-            let limit = instance.wall_limit();
-            let run = async {
-                for name in [rewrite::START, INITIALIZE] {
-                    if let Some(function) = instance.instance.get_func(&mut instance.store, name) {
-                        abi::run_plain(&mut instance.store, function, name).await?;
-                    }
-                }
-                Ok(())
-            };
-            timeout(limit, run)
-                .await
-                .unwrap_or(Err(CallError::Late(limit)))?;
-        }
+        instance.initialize().await?;
         Ok(instance)
     }
 
     /// A new instance in which no code has run: its memory is the module's image.
     pub(crate) async fn bare(compiled: &Compiled, setup: Setup) -> Result<Instance, CallError> {
-        let host = Host {
-            wasi: Wasi::new(
-                setup.policy.clone(),
-                &setup.tenant,
-                &setup.name,
-                setup.denials.clone(),
-            ),
-            limits: store_limits(&setup.limits),
-            slices_left: setup.limits.slices,
-        };
-        let mut store = Store::new(compiled.engine().wasmtime(), host);
-        store.limiter(|host| &mut host.limits);
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(|mut store| {
-            let host = store.data_mut();
-            host.slices_left = host.slices_left.saturating_sub(1);
-            match host.slices_left {
-                0 => Err(wasmtime::Error::new(OutOfSlices)),
-                _ => Ok(UpdateDeadline::Yield(1)),
-            }
-        });
-        let instance = compiled.pre().instantiate_async(&mut store).await;
-        let instance =
-            instance.map_err(
-                |error| match error.downcast_ref::<PoolConcurrencyLimitError>() {
-                    Some(_) => CallError::Crowded,
-                    None => abi::call_error(error, "(instantiation)"),
-                },
-            )?;
-        let memory = match compiled.layout().has_memory {
-            true => instance.get_memory(&mut store, rewrite::MEMORY),
-            false => None,
-        };
+        let mut store = store(compiled, &setup);
+        let instance = instantiate(compiled, &mut store).await?;
         Ok(Instance {
+            memory: memory(compiled, &mut store, &instance),
             store,
             instance,
-            memory,
             compiled: compiled.clone(),
             setup,
             is_spent: false,
         })
+    }
+
+    /// Runs the start function and `_initialize`, if there are any.
+    pub(crate) async fn initialize(&mut self) -> Result<(), CallError> {
+        let mut functions = Vec::new();
+        for name in [rewrite::START, INITIALIZE] {
+            let function = self.instance.get_func(&mut self.store, name);
+            functions.extend(function.map(|function| (name, function)));
+        }
+        if functions.is_empty() {
+            return Ok(());
+        }
+        self.begin_call();
+        self.is_spent = true;
+        let limit = self.wall_limit();
+        let run = async {
+            for (name, function) in functions {
+                abi::run_plain(&mut self.store, function, name).await?;
+            }
+            Ok(())
+        };
+        let run = timeout(limit, run).await;
+        run.unwrap_or(Err(CallError::Late(limit)))?;
+        self.is_spent = false;
+        Ok(())
+    }
+
+    /// Becomes an instance in which no code has run, but stays spent until it is told that it is in a
+    /// state to go on from ([`Instance::set_spent`]). The old one's slot is free before the new one takes
+    /// its own, so that a full pool is no obstacle.
+    ///
+    /// # Errors
+    /// As [`Instance::bare`].
+    pub(crate) async fn replace(&mut self) -> Result<(), CallError> {
+        self.is_spent = true;
+        self.memory = None;
+        self.store = store(&self.compiled, &self.setup);
+        self.instance = instantiate(&self.compiled, &mut self.store).await?;
+        self.memory = memory(&self.compiled, &mut self.store, &self.instance);
+        Ok(())
+    }
+
+    pub(crate) fn set_spent(&mut self, is_spent: bool) {
+        self.is_spent = is_spent;
     }
 
     /// Calls an export. `with` sees the outcome while it still lies in the guest's memory.
@@ -248,6 +242,61 @@ impl fmt::Debug for Instance {
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("out of slices")]
 pub(crate) struct OutOfSlices;
+
+fn store(compiled: &Compiled, setup: &Setup) -> Store<Host> {
+    let host = Host {
+        wasi: Wasi::new(
+            setup.policy.clone(),
+            &setup.tenant,
+            &setup.name,
+            setup.denials.clone(),
+        ),
+        limits: store_limits(&setup.limits),
+        slices_left: setup.limits.slices,
+    };
+    let mut store = Store::new(compiled.engine().wasmtime(), host);
+    store.limiter(|host| &mut host.limits);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(|mut store| {
+        let host = store.data_mut();
+        host.slices_left = host.slices_left.saturating_sub(1);
+        match host.slices_left {
+            0 => Err(wasmtime::Error::new(OutOfSlices)),
+            // This one lets the runtime look at its sockets and timers too. A plain yield is only a
+            // place at the end of the line, and guests that take a slice each would keep the node from
+            // them for sixty slices.
+            _ => Ok(UpdateDeadline::YieldCustom(
+                1,
+                Box::pin(tokio::task::yield_now()),
+            )),
+        }
+    });
+    store
+}
+
+async fn instantiate(
+    compiled: &Compiled,
+    store: &mut Store<Host>,
+) -> Result<wasmtime::Instance, CallError> {
+    let instance = compiled.pre().instantiate_async(store).await;
+    instance.map_err(
+        |error| match error.downcast_ref::<PoolConcurrencyLimitError>() {
+            Some(_) => CallError::Crowded,
+            None => abi::call_error(error, "(instantiation)"),
+        },
+    )
+}
+
+fn memory(
+    compiled: &Compiled,
+    store: &mut Store<Host>,
+    instance: &wasmtime::Instance,
+) -> Option<Memory> {
+    match compiled.layout().has_memory {
+        true => instance.get_memory(store, rewrite::MEMORY),
+        false => None,
+    }
+}
 
 fn store_limits(limits: &Limits) -> StoreLimits {
     let memory = usize::try_from(limits.memory_bytes).unwrap_or(MAX_MEMORY);

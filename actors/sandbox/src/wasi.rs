@@ -1019,3 +1019,6 @@ async fn poll<T: Send + 'static>(
         view.put(told, &(waits.ready.len() as u32).to_le_bytes())
     })
 }
+
+#[cfg(test)]
+mod tests;

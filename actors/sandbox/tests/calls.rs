@@ -1,7 +1,7 @@
 //! Calls of guests: what goes in and out, and everything that a guest can do wrong.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -317,28 +317,21 @@ async fn an_endless_loop_ends_and_its_neighbours_on_the_same_thread_go_on() {
     let mut looping = Instance::create(&endless, short()).await.unwrap();
     let mut neighbour = instance(ECHO).await;
     // One thread serves both, so the neighbour only answers when the loop lets go of it.
-    let longest = Mutex::new(Duration::ZERO);
     let neighbours = async {
+        let mut longest = Duration::ZERO;
         for _ in 0..20 {
             let begun = Instant::now();
-            bytes(&mut neighbour, "echo", b"hello")
-                .await
-                .unwrap()
-                .unwrap();
-            let took = begun.elapsed();
-            let mut longest = longest.lock().unwrap();
-            *longest = took.max(*longest);
-            drop(longest);
+            let echoed = bytes(&mut neighbour, "echo", b"hello").await;
+            assert_eq!(echoed.unwrap().unwrap(), b"hello");
+            longest = begun.elapsed().max(longest);
             tokio::task::yield_now().await;
         }
+        longest
     };
-    let (ended, ()) = tokio::join!(numbers(&mut looping, "f", json!([])), neighbours);
+    let (ended, longest) = tokio::join!(numbers(&mut looping, "f", json!([])), neighbours);
     assert_eq!(ended.unwrap_err(), CallError::OutOfTime);
     assert!(looping.is_spent());
-    println!(
-        "the longest call of the neighbour took {:?}",
-        longest.lock().unwrap()
-    );
+    println!("the longest call of the neighbour took {longest:?}");
 }
 
 #[tokio::test]

@@ -9,6 +9,9 @@
 
 mod common;
 
+#[path = "guests/mod.rs"]
+mod guests;
+
 use common::{Chance, Kept, LEDGER, bytes, create, engine, head, numbers, shelf};
 use serde_json::json;
 use understudy_sandbox::snapshot::Delta;
@@ -98,6 +101,25 @@ async fn all(engine: Engine, schedules: u64) {
 #[tokio::test]
 async fn a_guest_that_is_killed_at_any_time_answers_as_one_that_is_not() {
     all(engine(), SCHEDULES).await;
+}
+
+/// Go's runtime keeps half of itself in globals, and moves what it likes between two calls.
+#[tokio::test]
+async fn the_same_holds_for_a_guest_with_goroutines_and_a_garbage_collector() {
+    let Some(wasm) = guests::module(guests::LEDGER_GO) else {
+        return;
+    };
+    let mut modules = shelf();
+    modules.0.insert("go@1.0.0".to_owned(), wasm);
+    let kind = Sandbox::new(Library::new(engine(), modules));
+    let mut kills = 0;
+    for seed in 0..SCHEDULES / 10 {
+        kills += run(&kind, "go@1.0.0", seed, ledger).await;
+    }
+    println!(
+        "{} schedules of a guest in Go, {kills} kills, no difference",
+        SCHEDULES / 10
+    );
 }
 
 #[tokio::test]
