@@ -10,6 +10,7 @@ mod disks;
 mod faults;
 mod input;
 mod links;
+mod sandbox;
 mod story;
 mod table;
 

@@ -132,6 +132,37 @@ impl Client {
             _ => Called::Again(format!("{status}: {text}")),
         }
     }
+
+    /// Calls an export of a guest with numbers; `path` ends before its query. What is refused is a
+    /// problem, as JSON.
+    pub async fn call_guest(
+        &self,
+        server: &str,
+        path: &str,
+        key: Option<&str>,
+        args: &Value,
+        limit: Duration,
+    ) -> Called {
+        let millis = limit.as_millis();
+        let url = format!("{server}{path}?timeout={millis}ms");
+        let mut request = self.inner.post(url).bearer_auth(&self.token).json(args);
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        let sent = request.timeout(limit + Duration::from_millis(1500)).send();
+        let response = match sent.await {
+            Ok(response) => response,
+            Err(error) => return Called::Again(error.to_string()),
+        };
+        let status = response.status();
+        match (status.as_u16(), response.text().await) {
+            (_, Err(error)) => Called::Again(error.to_string()),
+            (200, Ok(text)) => Called::Answered(text),
+            // Full, away or late: these pass.
+            (429 | 503 | 504, Ok(text)) => Called::Again(format!("{status}: {text}")),
+            (_, Ok(text)) => Called::Refused(text),
+        }
+    }
 }
 
 /// Longest wait of one request that is no call.

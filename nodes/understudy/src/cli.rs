@@ -70,6 +70,8 @@ pub struct Screen<'a> {
     pub is_terminal: bool,
     /// For commands that go on: text as it comes.
     pub live: &'a mut dyn Write,
+    /// Standard error, if it is a terminal: for what a person waits beside, and what a guest wrote.
+    pub aside: Option<&'a mut dyn Write>,
 }
 
 /// Reads one command line, the program's name first. Help and version are answers too.

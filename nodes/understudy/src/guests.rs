@@ -143,7 +143,8 @@ struct Fetched {
 
 impl ModuleSource for Fetched {
     async fn fetch(&self, tenant: &str, id: &ModuleId) -> Result<Module, ModuleError> {
-        let unavailable = |error: &dyn std::fmt::Display| ModuleError::Unavailable(error.to_string());
+        let unavailable =
+            |error: &dyn std::fmt::Display| ModuleError::Unavailable(error.to_string());
         let handle = self.handle.get();
         let handle = handle.ok_or_else(|| unavailable(&"the node is starting"))?;
         let child = ChildId::parse(&format!("{tenant}/{}/{id}", module::KIND));
@@ -240,8 +241,14 @@ mod tests {
         let usual = SandboxConfig::default();
         assert_eq!(limits(&usual), Limits::default());
         assert_eq!(understudy_config::SLICE, SLICE);
-        assert_eq!(understudy_config::CALL_LIMIT_MAX, understudy_sandbox::engine::CALL_LIMIT);
-        assert_eq!(understudy_config::MEMORY_MAX, understudy_sandbox::engine::MAX_MEMORY as u64);
+        assert_eq!(
+            understudy_config::CALL_LIMIT_MAX,
+            understudy_sandbox::engine::CALL_LIMIT
+        );
+        assert_eq!(
+            understudy_config::MEMORY_MAX,
+            understudy_sandbox::engine::MAX_MEMORY as u64
+        );
         assert_eq!(usual.guests, understudy_sandbox::engine::SLOTS);
     }
 }

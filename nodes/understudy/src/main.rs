@@ -42,10 +42,13 @@ async fn ask(cli: &Cli) -> Answer {
         .ok()
         .filter(|size| is_terminal && size.ws_col > 0)
         .map_or(usize::MAX, |size| usize::from(size.ws_col));
+    let mut stderr = std::io::stderr();
+    let aside = stderr.is_terminal();
     let mut screen = Screen {
         columns,
         is_terminal,
         live: &mut stdout,
+        aside: aside.then_some(&mut stderr),
     };
     cli::answer(cli, &mut screen).await
 }

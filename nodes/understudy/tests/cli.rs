@@ -34,13 +34,16 @@ impl Node {
         let (shown, view) = watch::channel(Arc::new(common::view(&Directory::default())));
         let events = Events::default();
         let handle = Handle::new(asks, view, events.clone());
+        let guests = common::Guests::new();
+        let functions = guests.functions();
         let mut tasks = JoinSet::new();
-        tasks.spawn(common::core(asked, shown));
+        tasks.spawn(common::core(asked, shown, guests));
         let token = Token::new(TOKEN).unwrap();
         tasks.spawn(async {
             let served = serve(
                 listener,
                 handle,
+                functions,
                 token,
                 Reach::Loopback,
                 std::future::pending(),
@@ -95,6 +98,7 @@ async fn ask(line: &str, columns: usize) -> (Answer, String) {
         columns,
         is_terminal: false,
         live: &mut live,
+        aside: None,
     };
     let answer = cli::answer(&cli, &mut screen).await;
     (answer, String::from_utf8(live).unwrap())
@@ -277,4 +281,114 @@ async fn events_are_lines_and_the_history_ends() {
         (&event["type"], &event["id"]),
         (&"test".into(), &"65.2".into())
     );
+}
+
+/// A guest that counts, and says where it failed.
+const GUEST: &str = r#"(module
+  (global $sum (mut i64) (i64.const 0))
+  (func (export "add") (param i64) (result i64)
+    (global.set $sum (i64.add (global.get $sum) (local.get 0)))
+    (global.get $sum))
+  (func $inner (unreachable))
+  (func $outer (export "fail") (call $inner)))"#;
+
+#[tokio::test]
+async fn modules_sandboxes_and_functions_are_made_called_and_listed() {
+    let node = Node::formed().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let wasm = file("a.wasm", &wat::parse_str(GUEST).unwrap());
+    node.says("module list", "understudy module push").await;
+    node.says("sandbox list", "understudy sandbox create").await;
+
+    let said = node
+        .says(
+            &format!("module push {wasm} sum@1.2.0"),
+            "sum@1.2.0 is there",
+        )
+        .await;
+    assert!(said.contains("SHA-256"), "{said}");
+    let pushed = node.json(&format!("module push {wasm} sum@1.2.0")).await;
+    assert_eq!(pushed["state"], "sealed");
+    let text = node.says("module list", "sealed").await;
+    assert!(
+        text.lines().nth(1).unwrap().starts_with("sum@1.2.0"),
+        "{text}"
+    );
+    assert_eq!(
+        node.json("module list").await["items"][0]["id"],
+        "sum@1.2.0"
+    );
+    let text = node.says("module inspect sum@1.2.0", "exports").await;
+    assert!(text.contains("  add(i64) -> (i64)"), "{text}");
+    assert!(text.contains("1, 1 of them mutable"), "{text}");
+
+    let policy = file("policy.json", br#"{"clock":"virtual"}"#);
+    let create =
+        format!("sandbox create s --module sum --policy {policy} --durability interval=250ms");
+    node.says(&create, "s runs sum@1.2.0 on a").await;
+    assert_eq!(node.json(&create).await["durability"]["interval_ms"], 250);
+    node.says("sandbox call s add 5", "5\n").await;
+    node.says("sandbox call s add -3 --key k", "2\n").await;
+    let called = node.json("sandbox call s add 1").await;
+    assert_eq!(called["results"][0], 3, "{called}");
+    assert_eq!(
+        (&called["durable"], &called["node"]),
+        (&true.into(), &"a".into())
+    );
+    assert!(called["reflects"].as_u64().unwrap() > 0);
+    assert!(node.says("sandbox list", "SANDBOX").await.contains("\ns "));
+    node.says("function call sum add 5", "5\n").await;
+    node.says("function call sum@1.2.0 add 5", "5\n").await;
+
+    let said = node.ask("sandbox call s fail").await;
+    assert_eq!(said.exit, Exit::Failed, "{said:?}");
+    assert!(said.err.contains("trapped in inner"), "{}", said.err);
+    assert!(
+        said.err.contains("\n    in inner\n    in outer\n"),
+        "{}",
+        said.err
+    );
+    let bad = file("bad.json", br#"{"network":true}"#);
+    let text = file("text.wasm", GUEST.as_bytes());
+    for (line, exit, part) in [
+        (
+            "sandbox call s add five",
+            Exit::Usage,
+            "`five` is no number",
+        ),
+        (
+            "sandbox call s add",
+            Exit::Usage,
+            "takes 1 arguments, not 0",
+        ),
+        ("sandbox call none add 1", Exit::Failed, "not created"),
+        ("function call none add 1", Exit::Failed, "no module `none`"),
+        (
+            "module inspect sum@9.9.9",
+            Exit::Failed,
+            "understudy module push",
+        ),
+        (
+            "module push /nonexistent.wasm a@1.0.0",
+            Exit::Usage,
+            "/nonexistent.wasm",
+        ),
+        (
+            &format!("module push {text} a@1.0.0"),
+            Exit::Usage,
+            "the .wasm file",
+        ),
+        (
+            &format!("sandbox create t --module sum --policy {bad}"),
+            Exit::Usage,
+            "network",
+        ),
+    ] {
+        node.refuses(line, exit, part).await;
+    }
 }

@@ -9,6 +9,8 @@ use clap::{Args, Parser, Subcommand};
 
 use understudy_gateway::params;
 use understudy_protocol::id::ChildId;
+use understudy_sandbox::module::ModuleId;
+use understudy_sandbox::sandbox::Durability;
 
 /// Keeps an understudy ready for every piece of live state in a cluster.
 #[derive(Clone, Debug, Parser)]
@@ -100,6 +102,15 @@ pub enum Command {
     /// What is supervised, and has records
     #[command(subcommand)]
     Child(Child),
+    /// WebAssembly modules, by name and version
+    #[command(subcommand)]
+    Module(Module),
+    /// Guests that keep their state
+    #[command(subcommand)]
+    Sandbox(Sandbox),
+    /// Guests that keep nothing
+    #[command(subcommand)]
+    Function(Function),
     /// The cluster's own certificates
     #[command(subcommand)]
     Ca(Ca),
@@ -330,6 +341,147 @@ pub enum Child {
     },
 }
 
+/// `understudy module`.
+#[derive(Clone, Debug, Subcommand)]
+#[command(after_help = "Examples:
+  understudy module push hash.wasm hash@1.2.0
+  understudy module inspect hash@1.2.0")]
+#[allow(missing_docs)]
+pub enum Module {
+    /// Bring a module into the cluster; a version never changes
+    #[command(after_help = "Examples:
+  understudy module push hash.wasm hash@1.2.0
+  understudy module push hash.wasm hash@1.2.0 --tenant acme --json")]
+    Push {
+        /// The .wasm file: at most 32 MiB
+        file: PathBuf,
+        /// What it is to be called
+        #[arg(value_name = "NAME@VERSION", value_parser = module)]
+        id: ModuleId,
+        /// Whose it is
+        #[arg(long, default_value = params::TENANT, value_parser = tenant)]
+        tenant: String,
+    },
+    /// Every module, its hash and where it is
+    #[command(after_help = "Examples:
+  understudy module list
+  understudy module list --tenant acme --json")]
+    List {
+        /// Only those of this tenant
+        #[arg(long, value_parser = tenant)]
+        tenant: Option<String>,
+    },
+    /// What a module imports, exports and needs
+    #[command(after_help = "Example:
+  understudy module inspect hash@1.2.0")]
+    Inspect {
+        /// Which
+        #[arg(value_name = "NAME@VERSION", value_parser = module)]
+        id: ModuleId,
+        /// Whose it is
+        #[arg(long, default_value = params::TENANT, value_parser = tenant)]
+        tenant: String,
+    },
+}
+
+/// `understudy sandbox`.
+#[derive(Clone, Debug, Subcommand)]
+#[command(after_help = "Examples:
+  understudy sandbox create ledger --module ledger@1.0.0
+  understudy sandbox call ledger add 5")]
+#[allow(missing_docs)]
+pub enum Sandbox {
+    /// Make a guest whose memory outlives its node
+    #[command(after_help = "Examples:
+  understudy sandbox create ledger --module ledger@1.0.0
+  understudy sandbox create ledger --module ledger --policy policy.json
+  understudy sandbox create ledger --module ledger --durability interval=500ms
+
+A policy is JSON; it grants nothing that it does not name:
+  {\"args\":[\"serve\"], \"env\":{\"LANG\":\"C\"}, \"clock\":\"virtual\",
+   \"random\":{\"seeded\":7}, \"output\":\"captured\"}")]
+    Create {
+        /// What it is to be called
+        #[arg(value_parser = sandbox)]
+        name: String,
+        /// What it runs; a bare name is its highest version
+        #[arg(long, value_name = "NAME[@VERSION]", value_parser = module_or_name)]
+        module: String,
+        /// A file that says what it may reach: nothing unless given; `-` reads it from standard input
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+        /// When what a call changed is recorded: `every-call`, before its answer; or `interval`, so
+        /// much later at most, a second unless said
+        #[arg(long, default_value = "every-call", value_name = "every-call|interval[=SPAN]", value_parser = durability)]
+        durability: Durability,
+        /// Whose it is
+        #[arg(long, default_value = params::TENANT, value_parser = tenant)]
+        tenant: String,
+    },
+    /// Call an export
+    #[command(after_help = "Examples:
+  understudy sandbox call ledger add 5
+  understudy sandbox call ledger add 5 --key 7f3a       done once, however often it is sent
+  understudy sandbox call ledger shift -5 0.25
+  echo hello | understudy sandbox call ledger greet -   bytes, through the guest's memory")]
+    Call {
+        /// Which sandbox
+        #[arg(value_parser = sandbox)]
+        name: String,
+        #[command(flatten)]
+        call: GuestCall,
+        /// What makes a repetition the same call; drawn at random unless given
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+    },
+    /// Every sandbox, and where it is
+    #[command(after_help = "Examples:
+  understudy sandbox list
+  understudy sandbox list --tenant acme --json")]
+    List {
+        /// Only those of this tenant
+        #[arg(long, value_parser = tenant)]
+        tenant: Option<String>,
+    },
+}
+
+/// `understudy function`.
+#[derive(Clone, Debug, Subcommand)]
+#[command(after_help = "Example:
+  understudy function call hash@1.2.0 fnv 42")]
+#[allow(missing_docs)]
+pub enum Function {
+    /// Call an export of a module that nobody keeps anything of
+    #[command(after_help = "Examples:
+  understudy function call hash fnv 42                 its highest version
+  understudy function call hash@1.2.0 fnv 42
+  cat page.html | understudy function call hash sum -  bytes, through the guest's memory")]
+    Call {
+        /// The module; a bare name is its highest version
+        #[arg(value_name = "NAME[@VERSION]", value_parser = module_or_name)]
+        name: String,
+        #[command(flatten)]
+        call: GuestCall,
+    },
+}
+
+/// A call of a guest's export.
+#[derive(Clone, Debug, Args)]
+#[allow(missing_docs)]
+pub struct GuestCall {
+    /// Which export
+    pub export: String,
+    /// Numbers, one a parameter; or `-`, and standard input is sent as bytes, at most 1 MiB less 4 KiB
+    #[arg(value_name = "ARG", allow_negative_numbers = true)]
+    pub args: Vec<String>,
+    /// How long to wait for the answer
+    #[arg(long, default_value = "5s", value_parser = span, value_name = "SPAN")]
+    pub timeout: Duration,
+    /// Whose it is
+    #[arg(long, default_value = params::TENANT, value_parser = tenant)]
+    pub tenant: String,
+}
+
 /// `understudy ca`.
 #[derive(Clone, Debug, Subcommand)]
 #[command(after_help = "Examples:
@@ -388,6 +540,52 @@ pub enum Store {
 fn span(text: &str) -> Result<Duration, String> {
     params::span(text).map_err(|problem| problem.hint.unwrap_or(problem.detail))
 }
+
+fn module(text: &str) -> Result<ModuleId, String> {
+    text.parse::<ModuleId>().map_err(|error| error.to_string())
+}
+
+fn module_or_name(text: &str) -> Result<String, String> {
+    // Any version will do to see whether the name is one.
+    let read = match text.contains('@') {
+        true => text.parse::<ModuleId>(),
+        false => ModuleId::new(text, "0.0.0"),
+    };
+    read.map(|_| text.to_owned())
+        .map_err(|error| error.to_string())
+}
+
+fn tenant(text: &str) -> Result<String, String> {
+    named(text, &format!("{text}/sandbox/a"))
+}
+
+fn sandbox(text: &str) -> Result<String, String> {
+    named(text, &format!("a/sandbox/{text}"))
+}
+
+/// A text that is one name of the child.
+fn named(text: &str, child: &str) -> Result<String, String> {
+    match ChildId::parse(child) {
+        Ok(child) if !child.is_dedicated() => Ok(text.to_owned()),
+        Ok(_) => Err("a tenant's name begins with no `@`".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn durability(text: &str) -> Result<Durability, String> {
+    let wrong = || "write `every-call`, `interval` or `interval=500ms`".to_owned();
+    let spelled = match text {
+        "every-call" => return Ok(Durability::EveryCall),
+        "interval" => INTERVAL,
+        text => text.strip_prefix("interval=").ok_or_else(wrong)?,
+    };
+    let millis = u32::try_from(span(spelled)?.as_millis()).ok();
+    let millis = millis.filter(|millis| *millis > 0);
+    millis.map(Durability::Interval).ok_or_else(wrong)
+}
+
+/// What a call may lose with its node, unless somebody says.
+const INTERVAL: &str = "1s";
 
 fn child(text: &str) -> Result<ChildId, String> {
     ChildId::parse(text).map_err(|error| error.to_string())

@@ -3,8 +3,11 @@
 //! Owns: which server is asked, how long, and whether another may be asked after it. Never asks a
 //! second one when the first may have done it, unless asking twice is the same as asking once.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 
@@ -23,12 +26,14 @@ pub struct Client {
 /// One question.
 #[derive(Clone, Debug)]
 pub struct Ask {
-    /// GET, POST or DELETE.
+    /// GET, POST, PUT or DELETE.
     pub method: Method,
     /// From `/v1` on, with its query.
     pub path: String,
     /// The body, and whether it is JSON.
-    pub body: Option<(Vec<u8>, bool)>,
+    pub body: Option<(Bytes, bool)>,
+    /// Counts the bytes of the body that are on their way, of one that is long.
+    pub sent: Option<Arc<AtomicU64>>,
     /// Headers beside the usual ones.
     pub headers: Vec<(&'static str, String)>,
     /// How long the server takes at most.
@@ -44,6 +49,7 @@ impl Ask {
             method: Method::GET,
             path: path.into(),
             body: None,
+            sent: None,
             headers: Vec::new(),
             patience: PATIENCE,
             repeatable: true,
@@ -64,7 +70,7 @@ impl Ask {
     #[must_use]
     pub fn json(self, body: &impl serde::Serialize) -> Ask {
         Ask {
-            body: Some((serde_json::to_vec(body).unwrap_or_default(), true)),
+            body: Some((serde_json::to_vec(body).unwrap_or_default().into(), true)),
             ..self
         }
     }
@@ -206,6 +212,9 @@ impl Client {
             request = request.header(*name, value);
         }
         match &ask.body {
+            Some((body, _)) if ask.sent.is_some() => request
+                .header("content-length", body.len())
+                .body(metered(body.clone(), ask.sent.clone().unwrap_or_default())),
             Some((body, true)) => request
                 .header("content-type", "application/json")
                 .body(body.clone()),
@@ -213,6 +222,23 @@ impl Client {
             None => request,
         }
     }
+}
+
+/// A body that counts how much of it was taken: by this connection, so from nothing again.
+fn metered(body: Bytes, sent: Arc<AtomicU64>) -> reqwest::Body {
+    sent.store(0, Ordering::Relaxed);
+    let chunks = futures_util::stream::unfold(body, move |mut rest| {
+        let sent = sent.clone();
+        async move {
+            let chunk = rest.split_to(rest.len().min(CHUNK));
+            if chunk.is_empty() {
+                return None;
+            }
+            sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            Some((Ok::<_, std::io::Error>(chunk), rest))
+        }
+    });
+    reqwest::Body::wrap_stream(chunks)
 }
 
 /// Why one server gave no reply.
@@ -274,7 +300,7 @@ fn refused(server: &str, status: StatusCode, body: &[u8]) -> NoReply {
             };
             Failure {
                 exit: exit_of(&problem.kind),
-                what: problem.detail,
+                what: said(&problem),
                 hint,
             }
         }
@@ -293,6 +319,27 @@ fn refused(server: &str, status: StatusCode, body: &[u8]) -> NoReply {
         elsewhere: status == StatusCode::SERVICE_UNAVAILABLE
             || status == StatusCode::TOO_MANY_REQUESTS,
     }
+}
+
+/// What happened, and where in a guest's program, if it says so.
+fn said(problem: &ProblemBody) -> String {
+    let mut said = problem.detail.clone();
+    let frames = problem
+        .more
+        .get("backtrace")
+        .and_then(|frames| frames.as_array());
+    for frame in frames
+        .into_iter()
+        .flatten()
+        .filter_map(|frame| frame.as_str())
+    {
+        said.push_str(&format!("\n    in {frame}"));
+    }
+    let log = problem.more.get("log").and_then(|log| log.as_str());
+    for line in log.unwrap_or_default().lines() {
+        said.push_str(&format!("\n    it wrote: {line}"));
+    }
+    said
 }
 
 /// How a command ends that a server answered with this `type`.
@@ -351,6 +398,9 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
+/// How much of a long body is handed over at a time: what a person sees move.
+const CHUNK: usize = 64 * 1024;
+
 /// A question about what is there: a node answers from memory.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -373,12 +423,17 @@ mod tests {
     fn each_type_of_problem_has_its_exit_code() {
         for kind in Kind::ALL {
             let expected = match kind {
-                Kind::Unauthenticated | Kind::Overloaded => Exit::Refused,
+                Kind::Unauthenticated | Kind::Overloaded | Kind::QuotaExceeded => Exit::Refused,
                 Kind::Invalid | Kind::MethodNotAllowed => Exit::Usage,
                 Kind::DeadlineExceeded => Exit::TimedOut,
-                Kind::NotFound | Kind::Conflict | Kind::TooLarge | Kind::Unavailable => {
-                    Exit::Failed
-                }
+                Kind::NotFound
+                | Kind::Conflict
+                | Kind::TooLarge
+                | Kind::Unavailable
+                | Kind::GuestTrapped
+                | Kind::GuestDenied
+                | Kind::GuestFailed
+                | Kind::StateNotCheckpointable => Exit::Failed,
             };
             assert_eq!(exit_of(kind.words().0), expected, "{kind:?}");
         }

@@ -10,10 +10,12 @@ use reqwest::Method;
 
 use understudy_gateway::{CALL_BODY_MAX, api, events, params};
 
-use super::args::{Ca, Call, Child, Cli, Cluster, Command, Events, Node, Store, Unit};
-use super::client::{Ask, Client, segment};
+use super::args::{Ca, Call, Child, Cli, Cluster, Command, Events, Function, Node, Store, Unit};
+use super::client::{Ask, Client, Reply, segment};
 use super::{Exit, Failure, Screen, print, sse};
 use crate::run;
+
+mod guests;
 
 /// Carries out a command: what it prints.
 pub(super) async fn run(cli: &Cli, screen: &mut Screen<'_>) -> Result<Vec<u8>, Failure> {
@@ -58,6 +60,11 @@ pub(super) async fn run(cli: &Cli, screen: &mut Screen<'_>) -> Result<Vec<u8>, F
             asked.show(&ask, print::drained).await
         }
         Command::Unit(unit) => units(&asked, unit).await,
+        Command::Module(module) => guests::module(&asked, module, screen).await,
+        Command::Sandbox(sandbox) => guests::sandbox(&asked, sandbox, screen).await,
+        Command::Function(Function::Call { name, call }) => {
+            guests::function(&asked, name, call, screen).await
+        }
         Command::Child(Child::List { kind, tenant }) => {
             let children = every_child(&asked, kind, tenant).await?;
             if asked.json {
@@ -204,7 +211,10 @@ async fn every_unit(
 
 async fn call(asked: &Asked, wanted: &Call, screen: &Screen<'_>) -> Result<Vec<u8>, Failure> {
     let body = match &*wanted.body {
-        "-" => from_stdin()?,
+        "-" => from_stdin(
+            CALL_BODY_MAX,
+            "a call and what it changes must fit one record",
+        )?,
         text => text.as_bytes().to_vec(),
     };
     let key = match &wanted.key {
@@ -222,7 +232,7 @@ async fn call(asked: &Asked, wanted: &Call, screen: &Screen<'_>) -> Result<Vec<u
         params::span_text(wanted.timeout)
     );
     let ask = Ask {
-        body: Some((body, false)),
+        body: Some((body.into(), false)),
         headers: vec![("idempotency-key", key)],
         patience: wanted.timeout,
         repeatable: true,
@@ -230,15 +240,11 @@ async fn call(asked: &Asked, wanted: &Call, screen: &Screen<'_>) -> Result<Vec<u
     };
     let reply = asked.client.ask(&ask).await?;
     if asked.json {
-        let header = |name: &str| {
-            let value = reply.headers.get(name)?;
-            value.to_str().ok().map(str::to_owned)
-        };
         let answer = serde_json::json!({
             "body": String::from_utf8_lossy(&reply.body),
-            "reflects": header("understudy-reflects").and_then(|seq| seq.parse::<u64>().ok()),
-            "node": header("understudy-node"),
-            "durable": header("understudy-durable").as_deref() == Some("true"),
+            "reflects": header(&reply, "understudy-reflects").and_then(|seq| seq.parse::<u64>().ok()),
+            "node": header(&reply, "understudy-node"),
+            "durable": header(&reply, "understudy-durable").as_deref() == Some("true"),
         });
         return Ok(line(answer.to_string().into_bytes()));
     }
@@ -247,6 +253,12 @@ async fn call(asked: &Asked, wanted: &Call, screen: &Screen<'_>) -> Result<Vec<u
         out.push(b'\n');
     }
     Ok(out)
+}
+
+/// A header's text, if it was sent.
+fn header(reply: &Reply, name: &str) -> Option<String> {
+    let value = reply.headers.get(name)?;
+    value.to_str().ok().map(str::to_owned)
 }
 
 async fn follow(
@@ -359,17 +371,17 @@ fn labels(given: &[String]) -> BTreeMap<String, Option<String>> {
     pairs.collect()
 }
 
-fn from_stdin() -> Result<Vec<u8>, Failure> {
+fn from_stdin(bytes_max: usize, why: &str) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
-    let limit = CALL_BODY_MAX as u64 + 1;
+    let limit = bytes_max as u64 + 1;
     let read = std::io::stdin().lock().take(limit).read_to_end(&mut body);
     read.map_err(|error| Failure::new(Exit::Failed, format!("standard input: {error}")))?;
-    if body.len() > CALL_BODY_MAX {
+    if body.len() > bytes_max {
         return Err(Failure::new(
             Exit::Usage,
-            format!("standard input has more than {CALL_BODY_MAX} bytes"),
+            format!("standard input has more than {bytes_max} bytes"),
         )
-        .hint("a call and what it changes must fit one record"));
+        .hint(why));
     }
     Ok(body)
 }

@@ -122,13 +122,181 @@ pub fn children(children: &api::Children, columns: usize) -> String {
         }
         table.fit(columns)
     };
-    if !children.silent.is_empty() {
-        let silent = children.silent.join(", ");
-        text.push_str(&format!(
-            "{silent} did not answer: what it owns is not listed\n"
-        ));
+    text.push_str(&silent(&children.silent));
+    text
+}
+
+/// `module push`.
+pub fn pushed(module: &api::Module) -> String {
+    format!(
+        "{} is there: {} bytes, SHA-256 {}\n",
+        module.id,
+        module.bytes.unwrap_or_default(),
+        or_dash(&module.sha256)
+    )
+}
+
+/// `module list`.
+pub fn modules(modules: &api::Listing<api::Module>, columns: usize) -> String {
+    let mut text = if modules.items.is_empty() {
+        "No module. Bring one: understudy module push FILE NAME@VERSION\n".into()
+    } else {
+        let mut table = Table::under(&["MODULE", "TENANT", "STATE", "BYTES", "NODE", "SHA-256"]);
+        for module in &modules.items {
+            let bytes = module
+                .bytes
+                .map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
+            table.row([
+                module.id.clone(),
+                module.tenant.clone(),
+                module.state.clone(),
+                bytes,
+                or_dash(&module.node).to_owned(),
+                or_dash(&module.sha256).to_owned(),
+            ]);
+        }
+        table.fit(columns)
+    };
+    text.push_str(&silent(&modules.silent));
+    text
+}
+
+/// `module inspect`.
+pub fn module(module: &api::Module) -> String {
+    let mut table = Table::bare();
+    table.row(["module", &*module.id]);
+    table.row(["tenant", &*module.tenant]);
+    table.row(["state", &*module.state]);
+    table.row(["sha-256", or_dash(&module.sha256)]);
+    let bytes = match (module.received, module.bytes) {
+        (Some(received), Some(bytes)) if received < bytes => format!("{received} of {bytes}"),
+        (_, bytes) => bytes.unwrap_or_default().to_string(),
+    };
+    table.row(["bytes", &*bytes]);
+    let Some(about) = &module.about else {
+        return table.fit(usize::MAX);
+    };
+    let memories = about.memories.iter().map(|memory| match memory.max {
+        Some(max) => format!("{} to {max} pages of 64 KiB", memory.min),
+        None => format!("{} pages of 64 KiB and more", memory.min),
+    });
+    let memories: Vec<String> = memories.collect();
+    if !memories.is_empty() {
+        table.row(["memory", &*memories.join(", ")]);
+    }
+    let globals = format!(
+        "{}, {} of them mutable",
+        about.globals, about.mutable_globals
+    );
+    table.row(["globals", &*globals]);
+    for producer in &about.producers {
+        let made = format!("{} {}", producer.name, producer.version);
+        table.row([&*producer.field, made.trim()]);
+    }
+    let mut text = table.fit(usize::MAX);
+    for (head, items) in [("imports", &about.imports), ("exports", &about.exports)] {
+        if items.is_empty() {
+            continue;
+        }
+        text.push_str(&format!("{head}\n"));
+        for item in items {
+            let from = item
+                .module
+                .as_ref()
+                .map_or_else(String::new, |of| format!("{of}."));
+            let of_type = match item.type_text.as_str() {
+                function if function.starts_with('(') => function.to_owned(),
+                other => format!(": {other}"),
+            };
+            text.push_str(&format!(
+                "  {}{}{}\n",
+                clean(&from),
+                clean(&item.name),
+                clean(&of_type)
+            ));
+        }
+    }
+    let more = (about.exports_total as usize).saturating_sub(about.exports.len());
+    if more > 0 {
+        text.push_str(&format!("  and {more} more\n"));
     }
     text
+}
+
+/// `sandbox create`.
+pub fn sandbox(sandbox: &api::Sandbox) -> String {
+    format!(
+        "{} runs {} on {}\n",
+        clean(&sandbox.id),
+        clean(&sandbox.about.module),
+        clean(&sandbox.node)
+    )
+}
+
+/// `sandbox list`.
+pub fn sandboxes(sandboxes: &api::Listing<api::ListedSandbox>, columns: usize) -> String {
+    let mut text = if sandboxes.items.is_empty() {
+        "No sandbox. Make one: understudy sandbox create NAME --module NAME@VERSION\n".into()
+    } else {
+        let mut table = Table::under(&["SANDBOX", "TENANT", "NODE", "RECORD"]);
+        for sandbox in &sandboxes.items {
+            let record = sandbox.record.to_string();
+            table.row([
+                sandbox.id.clone(),
+                sandbox.tenant.clone(),
+                sandbox.node.clone(),
+                record,
+            ]);
+        }
+        table.fit(columns)
+    };
+    text.push_str(&silent(&sandboxes.silent));
+    text
+}
+
+/// The numbers that an export gave: a line, so that a shell reads them; an empty one when there are none.
+pub fn results(results: &[serde_json::Value]) -> String {
+    let texts = results.iter().map(|result| match result {
+        serde_json::Value::String(word) => word.clone(),
+        number => number.to_string(),
+    });
+    let texts: Vec<String> = texts.collect();
+    match texts.is_empty() {
+        true => String::new(),
+        false => format!("{}\n", texts.join(" ")),
+    }
+}
+
+/// What a guest wrote, for standard error.
+pub fn guest_log(log: &str) -> String {
+    let lines = log
+        .lines()
+        .map(|line| format!("it wrote: {}\n", clean(line)));
+    lines.collect()
+}
+
+/// How far a push is, on a line that the next one takes the place of.
+pub fn progress(sent: u64, bytes: u64) -> String {
+    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let percent = sent.min(bytes) * 100 / bytes.max(1);
+    format!(
+        "\r{percent:>3} %  {:.1} of {:.1} MiB",
+        mebibytes(sent),
+        mebibytes(bytes)
+    )
+}
+
+/// Takes a line of progress away.
+pub const NO_PROGRESS: &str = "\r\x1b[K";
+
+fn silent(nodes: &[String]) -> String {
+    match nodes.is_empty() {
+        true => String::new(),
+        false => format!(
+            "{} did not answer: what it owns is not listed\n",
+            nodes.join(", ")
+        ),
+    }
 }
 
 /// `unit list`.

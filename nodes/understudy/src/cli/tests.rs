@@ -26,6 +26,7 @@ fn screen(live: &mut Vec<u8>) -> Screen<'_> {
         columns: usize::MAX,
         is_terminal: false,
         live,
+        aside: None,
     }
 }
 
@@ -55,6 +56,16 @@ fn every_command_is_understood() {
         "understudy unit move unit-3 b --wait 5s",
         "understudy unit remove @t1/counter/a",
         "understudy child list --kind counter --tenant t1",
+        "understudy module push a.wasm hash@1.2.0-rc.1 --tenant acme",
+        "understudy module list --tenant acme --json",
+        "understudy module inspect hash@1.2.0",
+        "understudy sandbox create s --module hash --policy p.json --durability interval",
+        "understudy sandbox create s --module hash@1.0.0 --durability interval=250ms",
+        "understudy sandbox call s add 5 -5 0.25 --key k --timeout 1s",
+        "understudy sandbox call s greet -",
+        "understudy sandbox list",
+        "understudy function call hash fnv",
+        "understudy function call hash@1.2.0 fnv 42 --tenant acme",
         "understudy ca init --cluster prod --dir ca",
         "understudy ca issue --dir ca --name a --address a:7600 --out a",
         "understudy store fsck /var/lib/understudy",
@@ -92,6 +103,21 @@ fn what_is_mistyped_is_refused_with_what_was_meant() {
             "understudy unit create @t/k/a --restart never",
             "permanent, transient, temporary",
         ),
+        ("understudy module push a.wasm hash", "NAME@VERSION"),
+        ("understudy module push a.wasm Hash@1.0.0", "a-z"),
+        ("understudy module push a.wasm hash@one", "no version"),
+        ("understudy sandbox create s", "--module"),
+        ("understudy sandbox create a/b --module hash", "three names"),
+        (
+            "understudy sandbox create s --module hash --durability never",
+            "interval=500ms",
+        ),
+        (
+            "understudy sandbox create s --module hash --durability interval=0ms",
+            "interval=500ms",
+        ),
+        ("understudy sandbox list --tenant @acme", "no `@`"),
+        ("understudy function call", "<EXPORT>"),
         (
             "understudy node drain a --undo --wait 5s",
             "cannot be used with",
@@ -142,7 +168,7 @@ fn the_help_of_every_command_has_an_example_that_is_understood() {
     }
     let mut seen = 0;
     walk(&Cli::command(), "understudy", &mut seen);
-    assert!(seen > 30, "only {seen} examples were read");
+    assert!(seen > 45, "only {seen} examples were read");
 }
 
 #[tokio::test]

@@ -194,7 +194,13 @@ mod tests {
         };
         assert_eq!(trap(&refused("guest_trapped")).as_deref(), Some("why"));
         assert_eq!(trap(&refused("guest_failed")), None);
-        for answer in [&b"{\"ok\":true}\n"[..], b"", b"\n", b"{\"error\":", b"{\"error\":7}\n"] {
+        for answer in [
+            &b"{\"ok\":true}\n"[..],
+            b"",
+            b"\n",
+            b"{\"error\":",
+            b"{\"error\":7}\n",
+        ] {
             assert_eq!(trap(answer), None);
         }
     }

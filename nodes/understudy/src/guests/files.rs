@@ -7,8 +7,8 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
@@ -155,7 +155,12 @@ mod tests {
     async fn what_was_kept_is_there_again_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let of = module(1, 100);
-        assert_eq!(ModuleFiles::open(folder.path(), 1_000).get(of.sha256()).await, None);
+        assert_eq!(
+            ModuleFiles::open(folder.path(), 1_000)
+                .get(of.sha256())
+                .await,
+            None
+        );
         ModuleFiles::open(folder.path(), 1_000).put(&of).await;
         fs::write(folder.path().join("9.unfinished"), b"half").unwrap();
         let again = ModuleFiles::open(folder.path(), 1_000);
@@ -186,7 +191,8 @@ mod tests {
         let of: Vec<Module> = (0..3).map(|nth| module(nth, 100)).collect();
         let age = |nth: usize, seconds| {
             let file = File::open(files.0.path(of[nth].sha256())).unwrap();
-            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+                .unwrap();
         };
         files.put(&of[0]).await;
         files.put(&of[1]).await;

@@ -1,0 +1,345 @@
+//! WebAssembly guests between real nodes: modules, sandboxes that outlive their nodes, functions.
+//!
+//! Owns: the way of a user, through the command line and HTTP. What a guest may do and how its memory is
+//! kept is tested beside the kinds; here it is that nothing of it is lost on the way.
+
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+use understudy_tests::cluster::{Cluster, Options, items};
+use understudy_tests::http::Called;
+
+use crate::exe;
+
+/// A guest whose state lies where no host looks by itself: in globals that are not exported, and in
+/// sixteen places of its memory.
+const LEDGER: &str = r#"(module
+  (memory 2)
+  (global $state (mut i64) (i64.const 1442695040888963407))
+  (global $count (mut i64) (i64.const 0))
+  (func (export "enter") (param $with i64) (result i64 i64 i64)
+    (local $at i32)
+    (global.set $state (i64.add
+      (i64.mul (global.get $state) (i64.const 6364136223846793005)) (local.get $with)))
+    (global.set $count (i64.add (global.get $count) (i64.const 1)))
+    (local.set $at (i32.wrap_i64
+      (i64.mul (i64.and (global.get $count) (i64.const 15)) (i64.const 8008))))
+    (i64.store (local.get $at) (i64.xor (i64.load (local.get $at)) (global.get $state)))
+    (global.get $state) (global.get $count) (i64.load (local.get $at)))
+  (func $fail (export "fail") (global.set $count (i64.const -1)) (unreachable))
+  (func (export "spin") (loop (br 0))))"#;
+
+/// What the guest answers when nothing ever happens to it.
+struct Undisturbed {
+    state: i64,
+    count: i64,
+    places: [i64; 16],
+}
+
+impl Undisturbed {
+    fn new() -> Undisturbed {
+        Undisturbed {
+            state: 1_442_695_040_888_963_407,
+            count: 0,
+            places: [0; 16],
+        }
+    }
+
+    fn enter(&mut self, with: i64) -> Value {
+        let state = self.state.wrapping_mul(6_364_136_223_846_793_005);
+        self.state = state.wrapping_add(with);
+        self.count += 1;
+        let place = &mut self.places[(self.count & 15) as usize];
+        *place ^= self.state;
+        json!([self.state, self.count, *place])
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_goes_on_after_each_kill_as_if_there_had_been_none() -> Result<()> {
+    let mut cluster = Cluster::start(exe(), Options::default()).await?;
+    push(&cluster, 0, LEDGER, "ledger@1.0.0")?;
+    let made = done(
+        &cluster,
+        1,
+        &["sandbox", "create", "s", "--module", "ledger"],
+    )?;
+    assert!(made.contains("runs ledger@1.0.0 on"), "{made}");
+
+    let mut undisturbed = Undisturbed::new();
+    let mut slowest = Duration::ZERO;
+    for round in 0..KILLS {
+        for nth in 0..CALLS {
+            let number = i64::from(round * CALLS + nth);
+            if nth == CALLS / 2 {
+                let owner = owner(&cluster).await?;
+                cluster.kill(owner)?;
+            }
+            let (answer, took) = entered(&mut cluster, number).await?;
+            assert_eq!(answer, undisturbed.enter(number), "call {number}");
+            slowest = slowest.max(took);
+        }
+        for nth in 0..cluster.size() {
+            if !cluster.runs(nth) {
+                cluster.spawn(nth)?;
+            }
+        }
+        cluster.wait_whole(WHOLE).await?;
+    }
+    // What was acknowledged is not done again, wherever its key comes from next.
+    let last = i64::from(KILLS * CALLS - 1);
+    let (again, _) = entered(&mut cluster, last).await?;
+    assert_eq!(again[1], json!(last + 1));
+    println!(
+        "{KILLS} kills, {} calls, the slowest took {slowest:?}",
+        last + 1
+    );
+    end(&mut cluster).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_is_refused_by_name_and_the_node_goes_on() -> Result<()> {
+    let mut cluster = Cluster::start(exe(), Options::default()).await?;
+    push(&cluster, 0, LEDGER, "ledger@1.0.0")?;
+    // The same again, at another node; and other bytes under the same version.
+    push(&cluster, 1, LEDGER, "ledger@1.0.0")?;
+    let other = LEDGER.replace("(memory 2)", "(memory 3)");
+    let refused = push(&cluster, 2, &other, "ledger@1.0.0").unwrap_err();
+    assert!(
+        refused.to_string().contains("sealed with other bytes"),
+        "{refused}"
+    );
+    for (create, says) in [
+        ("none@1.0.0", "there is no module none@1.0.0"),
+        ("none", "has no module `none`"),
+    ] {
+        let output = cli(&cluster, 0, &["sandbox", "create", "t", "--module", create])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(says), "{said}");
+        assert_eq!(output.status.code(), Some(1), "{said}");
+    }
+    done(
+        &cluster,
+        0,
+        &["sandbox", "create", "s", "--module", "ledger@1.0.0"],
+    )?;
+    let before = done(&cluster, 0, &["sandbox", "call", "s", "enter", "7"])?;
+    for (path, args, kind) in [
+        ("/v1/sandboxes/s/call/nowhere", json!([]), "not_found"),
+        ("/v1/sandboxes/s/call/enter", json!([]), "invalid"),
+        ("/v1/sandboxes/s/call/fail", json!([]), "guest_trapped"),
+        ("/v1/sandboxes/none/call/enter", json!([1]), "not_found"),
+        ("/v1/functions/ledger/call/fail", json!([]), "guest_trapped"),
+        ("/v1/functions/none/call/enter", json!([1]), "not_found"),
+    ] {
+        for url in cluster.urls() {
+            let problem = refusal(&cluster, &url, path, &args).await?;
+            assert_eq!(problem["type"], json!(kind), "{problem}");
+            assert!(problem["hint"].is_string(), "{problem}");
+            if kind == "guest_trapped" {
+                assert_eq!(problem["function"], json!("fail"), "{problem}");
+            }
+        }
+    }
+    // An endless loop ends, and says so.
+    let output = cli(
+        &cluster,
+        0,
+        &["sandbox", "call", "s", "spin", "--timeout", "20s"],
+    )?;
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+
+    let mut undisturbed = Undisturbed::new();
+    let text = |answer: Value| {
+        let numbers = answer.as_array().cloned().unwrap_or_default();
+        let texts: Vec<String> = numbers.iter().map(Value::to_string).collect();
+        format!("{}\n", texts.join(" "))
+    };
+    assert_eq!(before, text(undisturbed.enter(7)));
+    let after = done(&cluster, 2, &["sandbox", "call", "s", "enter", "8"])?;
+    assert_eq!(after, text(undisturbed.enter(8)));
+
+    // A function begins anew with each call, at whichever node.
+    for url in cluster.urls() {
+        let path = "/v1/functions/ledger@1.0.0/call/enter";
+        let client = cluster.client();
+        let called = client
+            .call_guest(&url, path, None, &json!([7]), LIMIT)
+            .await;
+        let Called::Answered(answer) = called else {
+            bail!("{called:?}\n{}", cluster.log(0));
+        };
+        let answer: Value = serde_json::from_str(&answer)?;
+        assert_eq!(answer, Undisturbed::new().enter(7));
+    }
+    let printed = done(&cluster, 1, &["function", "call", "ledger", "enter", "7"])?;
+    assert_eq!(printed, text(Undisturbed::new().enter(7)));
+
+    // Traps are seen by people, where the guest ran.
+    let mut told = Vec::new();
+    for url in cluster.urls() {
+        let events = cluster.client().events(&url).await?;
+        told.extend(
+            events
+                .into_iter()
+                .filter(|(kind, _)| kind == "guest_trapped"),
+        );
+    }
+    assert!(
+        told.iter()
+            .any(|(_, text)| text.starts_with("default/sandbox/s:")),
+        "{told:?}"
+    );
+    assert!(
+        told.iter()
+            .any(|(_, text)| text.starts_with("default/ledger@1.0.0:")),
+        "{told:?}"
+    );
+    end(&mut cluster).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn modules_and_sandboxes_are_listed_wherever_they_are() -> Result<()> {
+    let mut cluster = Cluster::start(exe(), Options::default()).await?;
+    let third = cluster.size() - 1;
+    cluster.give(third, 10).await?;
+    let mut wanted = Vec::new();
+    for nth in 0..6 {
+        let id = format!("ledger@1.{nth}.0");
+        push(&cluster, nth % 3, LEDGER, &id)?;
+        let name = format!("s{nth}");
+        done(
+            &cluster,
+            nth % 3,
+            &["sandbox", "create", &name, "--module", &id],
+        )?;
+        wanted.push((id, name));
+    }
+    let client = cluster.client();
+    for url in cluster.urls() {
+        let modules = client.get(&url, "/v1/modules?tenant=default").await?;
+        let sandboxes = client.get(&url, "/v1/sandboxes").await?;
+        let ids = |list: &Value| -> Vec<String> {
+            items(list)
+                .map(|item| item["id"].as_str().unwrap_or_default().to_owned())
+                .collect()
+        };
+        let (ids, names): (Vec<_>, Vec<_>) = (ids(&modules), ids(&sandboxes));
+        let expected: (Vec<_>, Vec<_>) = wanted.iter().cloned().unzip();
+        assert_eq!((ids, names), expected, "{modules} {sandboxes}");
+        assert!(
+            items(&modules).all(|module| module["state"] == json!("sealed")),
+            "{modules}"
+        );
+    }
+    let printed = done(&cluster, 1, &["module", "list"])?;
+    assert_eq!(printed.lines().count(), 1 + wanted.len(), "{printed}");
+    let printed = done(&cluster, 1, &["module", "inspect", "ledger@1.3.0"])?;
+    assert!(
+        printed.contains("enter(i64) -> (i64, i64, i64)"),
+        "{printed}"
+    );
+    let none = client
+        .get(&cluster.url(0), "/v1/sandboxes?tenant=nobody")
+        .await?;
+    assert_eq!(items(&none).count(), 0);
+    end(&mut cluster).await
+}
+
+/// One call under its own key, asked of one node after the other until it is answered.
+async fn entered(cluster: &mut Cluster, number: i64) -> Result<(Value, Duration)> {
+    let (client, began) = (cluster.client().clone(), Instant::now());
+    let key = format!("enter-{number}");
+    let mut why = String::new();
+    while began.elapsed() < ANSWERED {
+        let all = 0..cluster.size();
+        let up: Vec<usize> = all.filter(|nth| cluster.runs(*nth)).collect();
+        for nth in up {
+            let path = "/v1/sandboxes/s/call/enter";
+            let args = json!([number]);
+            let called = client
+                .call_guest(&cluster.url(nth), path, Some(&key), &args, LIMIT)
+                .await;
+            match called {
+                Called::Answered(answer) => {
+                    return Ok((serde_json::from_str(&answer)?, began.elapsed()));
+                }
+                Called::Again(said) => why = said,
+                Called::Refused(said) => bail!("call {number}: {said}"),
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let logs: Vec<String> = (0..cluster.size()).map(|nth| cluster.log(nth)).collect();
+    bail!("call {number} was not answered: {why}\n{}", logs.join("\n"))
+}
+
+async fn refusal(cluster: &Cluster, url: &str, path: &str, args: &Value) -> Result<Value> {
+    let client = cluster.client();
+    let began = Instant::now();
+    loop {
+        match client.call_guest(url, path, None, args, LIMIT).await {
+            Called::Refused(problem) => return Ok(serde_json::from_str(&problem)?),
+            Called::Again(_) if began.elapsed() < ANSWERED => {}
+            called => bail!("{path}: {called:?}"),
+        }
+    }
+}
+
+async fn owner(cluster: &Cluster) -> Result<usize> {
+    let sandbox = cluster
+        .client()
+        .get(&cluster.any_url()?, "/v1/sandboxes/s")
+        .await?;
+    let named = |nth: &usize| sandbox["node"] == json!(cluster.name(*nth));
+    (0..cluster.size())
+        .find(named)
+        .context("nobody owns the sandbox")
+}
+
+/// Has the command line push a module that is written as text.
+fn push(cluster: &Cluster, nth: usize, text: &str, id: &str) -> Result<String> {
+    let file = cluster.dir().join("module.wasm");
+    std::fs::write(&file, wat::parse_str(text)?)?;
+    let file = file.to_str().context("the folder is not UTF-8")?;
+    done(cluster, nth, &["module", "push", file, id])
+}
+
+/// A command that is carried out.
+fn done(cluster: &Cluster, nth: usize, args: &[&str]) -> Result<String> {
+    let output = cli(cluster, nth, args)?;
+    if !output.status.success() {
+        bail!("{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn cli(cluster: &Cluster, nth: usize, args: &[&str]) -> Result<Output> {
+    let output = Command::new(cluster.exe())
+        .args(["--server", &cluster.url(nth), "--token", cluster.token()])
+        .args(args)
+        .stdin(Stdio::null())
+        .output()?;
+    Ok(output)
+}
+
+async fn end(cluster: &mut Cluster) -> Result<()> {
+    let left = cluster.shut_down(Duration::from_secs(30)).await?;
+    assert!(left.is_empty(), "processes are left: {left:?}");
+    Ok(())
+}
+
+/// How often the owner is killed, and the calls around each time.
+const KILLS: i32 = 3;
+const CALLS: i32 = 20;
+
+/// How long one attempt may take.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a call may take in all: a failover of the guest and of its module, on a busy machine.
+const ANSWERED: Duration = Duration::from_secs(60);
+
+/// How long a cluster may take to be whole again.
+const WHOLE: Duration = Duration::from_secs(60);
