@@ -37,11 +37,7 @@ pub(crate) struct Kept {
 
 impl Kept {
     async fn handle(&mut self, body: Bytes) -> Bytes {
-        let key = CallKey::Internal {
-            gateway: IncarnationId(1),
-            number: 1,
-        };
-        let request = Request::new(key, body);
+        let request = request(body);
         let handled: Handled = match &mut self.guest {
             Guest::Module(module) => module.handle(request).await.unwrap(),
             Guest::Sandbox(sandbox) => sandbox.handle(request).await.unwrap(),
@@ -53,6 +49,14 @@ impl Kept {
     }
 }
 
+fn request(body: Bytes) -> Request {
+    let key = CallKey::Internal {
+        gateway: IncarnationId(1),
+        number: 1,
+    };
+    Request::new(key, body)
+}
+
 /// Modules as their children have them.
 #[derive(Clone)]
 pub(crate) struct Pulled(Children);
@@ -62,8 +66,13 @@ impl ModuleSource for Pulled {
         let child = ChildId::parse(&format!("{tenant}/module/{id}")).unwrap();
         let none = || ModuleError::NotFound(id.to_string());
         let kept = self.0.lock().await.get(&child).cloned().ok_or_else(none)?;
-        let pulled =
-            module::pull(|body| async { Ok::<_, CallError>(kept.lock().await.handle(body).await) });
+        let pulled = module::pull(|body| async {
+            let Guest::Module(module) = &mut kept.lock().await.guest else {
+                panic!("{child} is no module");
+            };
+            let handled = module.handle(request(body)).await.unwrap();
+            Ok::<_, CallError>(handled.answer)
+        });
         pulled.await.map_err(|_| none())
     }
 }
