@@ -38,11 +38,15 @@ use crate::wasi::Exit;
 /// How long a guest's message may be; what is beyond is cut off. It is for people.
 const MAX_MESSAGE: usize = 4 << 10;
 
-/// How large an answer may be: what a reply may carry, less its head.
-pub const MAX_ANSWER: usize = (1 << 20) - (4 << 10);
+/// How large an answer may be: what a reply may carry (1 MiB), less a line of JSON with what the guest
+/// wrote.
+pub const MAX_ANSWER: usize = (1 << 20) - (128 << 10);
 
 /// How many frames of a backtrace are told.
 const MAX_FRAMES: usize = 32;
+
+/// How much of a function's name is told, in bytes: compilers write whole types into them.
+const MAX_NAME: usize = 256;
 
 /// How many arguments a call of numbers may have.
 const MAX_ARGUMENTS: usize = 64;
@@ -419,7 +423,7 @@ pub(crate) fn call_error(error: wasmtime::Error, export: &str) -> CallError {
         .iter()
         .take(MAX_FRAMES)
         .map(|frame| match frame.func_name() {
-            Some(name) => name.to_owned(),
+            Some(name) => cut(name, MAX_NAME).to_owned(),
             None => format!("function {}", frame.func_index()),
         })
         .collect();
@@ -435,6 +439,11 @@ pub(crate) fn call_error(error: wasmtime::Error, export: &str) -> CallError {
         },
         backtrace,
     }))
+}
+
+/// As much of a text as fits.
+pub(crate) fn cut(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
 }
 
 fn exit_code(error: &wasmtime::Error) -> Option<i32> {

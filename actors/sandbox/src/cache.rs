@@ -1,7 +1,8 @@
 //! What was compiled, kept until the room is needed.
 //!
 //! Owns: one result for each module's content and engine, and the promise that it is worked out once,
-//! however many ask at the same time. Never compiles on a thread that serves calls.
+//! however many ask at the same time. Never compiles on a thread that serves calls, nor as urgently as one:
+//! whoever pushes a module that takes a minute to compile takes what nobody else wants.
 //!
 //! A failure is kept too: a module whose compiling fails would otherwise take a core again with every
 //! call that names it. What is compiled lives as long as anyone holds it; forgetting it here only means
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, watch};
 
 use crate::module::{Module, ModuleHash};
+use crate::threads::GuestThreads;
 
 /// The most modules kept: each is some megabytes of code.
 pub const CACHED_MAX: usize = 128;
@@ -20,8 +22,9 @@ pub const CACHED_MAX: usize = 128;
 /// The most bytes of modules whose code is kept; the code is three to five times as much.
 pub const CACHED_BYTES_MAX: usize = 128 << 20;
 
-/// How many are compiled at once: each takes whole cores, which calls need too.
-pub const COMPILES_MAX: usize = 1;
+/// How many are compiled at once: each takes whole cores, so more would not be done sooner; but one that
+/// takes long shall not keep all others waiting.
+pub const COMPILES_MAX: usize = 2;
 
 /// What was compiled of which module by which engine. A clone shares it.
 pub struct Cache<T, E> {
@@ -30,6 +33,7 @@ pub struct Cache<T, E> {
 
 struct Inner<T, E> {
     entries: Mutex<Entries<T, E>>,
+    threads: GuestThreads,
     compiling: Arc<Semaphore>,
 }
 
@@ -61,8 +65,8 @@ where
     T: Clone + Send + Sync + 'static,
     E: Clone + Send + Sync + 'static,
 {
-    /// An empty one.
-    pub fn new() -> Cache<T, E> {
+    /// An empty one, which compiles on these threads.
+    pub fn new(threads: GuestThreads) -> Cache<T, E> {
         let entries = Entries {
             by_key: HashMap::new(),
             bytes: 0,
@@ -71,6 +75,7 @@ where
         Cache {
             inner: Arc::new(Inner {
                 entries: Mutex::new(entries),
+                threads,
                 compiling: Arc::new(Semaphore::new(COMPILES_MAX)),
             }),
         }
@@ -163,7 +168,8 @@ where
         compile: impl FnOnce(&Module) -> Result<T, E> + Send + 'static,
     ) -> Result<(), GaveUp> {
         let permit = self.inner.compiling.clone().acquire_owned().await;
-        let work = tokio::task::spawn_blocking(move || {
+        let work = self.inner.threads.handle().spawn_blocking(move || {
+            GuestThreads::step_back();
             promise.send_replace(Some(compile(&module)));
             drop(permit);
         });
@@ -221,16 +227,6 @@ impl<T, E> Clone for Cache<T, E> {
     }
 }
 
-impl<T, E> Default for Cache<T, E>
-where
-    T: Clone + Send + Sync + 'static,
-    E: Clone + Send + Sync + 'static,
-{
-    fn default() -> Cache<T, E> {
-        Cache::new()
-    }
-}
-
 impl<T, E> std::fmt::Debug for Cache<T, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Cache")
@@ -252,14 +248,16 @@ mod tests {
 
     #[tokio::test]
     async fn many_who_ask_at_once_wait_for_one_compilation() {
-        let cache: Cache<usize, String> = Cache::new();
+        let cache: Cache<usize, String> = Cache::new(GuestThreads::start().unwrap());
         let compiled = Arc::new(AtomicUsize::new(0));
         let mut asking = tokio::task::JoinSet::new();
         for _ in 0..20 {
             let (cache, compiled) = (cache.clone(), compiled.clone());
             asking.spawn(async move {
                 let count = move |_: &Module| {
-                    std::thread::sleep(Duration::from_millis(30));
+                    // Long enough for the others to come.
+                    let (_silent, hears) = std::sync::mpsc::sync_channel::<()>(1);
+                    let _ = hears.recv_timeout(Duration::from_millis(30));
                     Ok(compiled.fetch_add(1, Ordering::SeqCst))
                 };
                 cache.get(&module("a"), 1, count).await.unwrap().unwrap()
@@ -275,7 +273,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_is_kept_and_a_panic_is_not() {
-        let cache: Cache<usize, String> = Cache::new();
+        let cache: Cache<usize, String> = Cache::new(GuestThreads::start().unwrap());
         let failed = cache.get(&module("a"), 1, |_| Err("no".to_owned())).await;
         assert_eq!(failed, Ok(Err("no".to_owned())));
         let again = cache.get(&module("a"), 1, |_| Ok(1)).await;
@@ -287,8 +285,15 @@ mod tests {
 
     #[tokio::test]
     async fn one_who_goes_away_leaves_the_work_to_the_next() {
-        let cache: Cache<usize, String> = Cache::new();
-        let busy = cache.inner.compiling.clone().acquire_owned().await.unwrap();
+        let cache: Cache<usize, String> = Cache::new(GuestThreads::start().unwrap());
+        let all = COMPILES_MAX as u32;
+        let busy = cache
+            .inner
+            .compiling
+            .clone()
+            .acquire_many_owned(all)
+            .await
+            .unwrap();
         let module_a = module("a");
         let first = cache.get(&module_a, 1, |_| Ok(1));
         assert!(
@@ -302,7 +307,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_kept_has_a_limit_and_the_oldest_goes_first() {
-        let cache: Cache<usize, String> = Cache::new();
+        let cache: Cache<usize, String> = Cache::new(GuestThreads::start().unwrap());
         for n in 0..CACHED_MAX + 10 {
             let _ = cache.get(&module(&n.to_string()), 1, move |_| Ok(n)).await;
             let _ = cache.get(&module("0"), 1, |_| Ok(99)).await;

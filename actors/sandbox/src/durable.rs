@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 
+use tokio::task::yield_now;
 use wasmtime::{Func, Global, Ref, Table, Val};
 
 use crate::abi::{Args, CallError, Outcome};
@@ -23,18 +24,15 @@ use crate::engine::{Compiled, Limits, PAGE_BYTES};
 use crate::instance::{Instance, Setup};
 use crate::rewrite::{Obstacle, Scalar};
 use crate::snapshot::{
-    Change, Delta, Image, ImageWriter, NO_FUNCTION, PAGE, Rest, SnapshotError, Trailer, is_zero,
-    stored_len,
+    Change, Delta, Image, NO_FUNCTION, PAGE, Rest, SnapshotError, TURN, Trailer, is_zero,
 };
 use crate::wasi::Log;
+
+const ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// The largest memory of a guest whose state is kept: an image must fit what a snapshot may be, 64 MiB,
 /// with everything else that is in it.
 pub const MAX_DURABLE_MEMORY: u64 = 60 << 20;
-
-/// How much of a memory is copied into an image before others get the thread: a fraction of a
-/// millisecond.
-const IMAGE_PIECE: usize = 1 << 20;
 
 /// Why there is no such guest. Nothing runs.
 #[derive(Debug, thiserror::Error)]
@@ -137,11 +135,12 @@ impl Durable {
                 return Err(SnapshotError::WrongModule("image").into());
             }
             sequence = image.trailer.sequence;
-            kept.pages = durable.differing(image);
+            image.verify().await?;
+            kept.pages = durable.differing(image).await;
             kept.rest = image.trailer.rest.clone();
         }
         for delta in deltas {
-            let delta = Delta::decode(delta.as_ref())?;
+            let delta = Delta::decode(delta.as_ref()).await?;
             delta.follows(&module, sequence)?;
             sequence = delta.sequence;
             for (number, page) in delta.each_page() {
@@ -193,12 +192,11 @@ impl Durable {
     }
 
     /// What has changed since the last delta, as the next one. None if nothing has.
-    pub fn take_delta(&mut self) -> Option<Vec<u8>> {
-        let pending = std::mem::take(&mut self.pending);
-        if pending == Pending::default() {
+    pub async fn take_delta(&mut self) -> Option<Vec<u8>> {
+        if !self.has_pending() {
             return None;
         }
-        self.sequence += 1;
+        let pending = &self.pending;
         let module = *self.instance.compiled().sha256();
         let Rest {
             memory_pages,
@@ -212,13 +210,22 @@ impl Durable {
             tables: pending.tables.then(|| tables.clone()),
             wasi: pending.wasi.then(|| wasi.clone()),
         };
-        let mut delta = Delta::new(module, self.sequence, change);
-        for number in pending.pages {
-            if let Some(page) = self.kept.pages.get(&number) {
-                delta.push(number, page);
+        let mut delta = Delta::new(module, self.sequence + 1, change);
+        for number in &pending.pages {
+            if let Some(page) = self.kept.pages.get(number) {
+                delta.push(*number, page);
             }
         }
-        Some(delta.encode())
+        let delta = delta.encode().await;
+        // Only now, since whoever asked may have gone away meanwhile.
+        self.pending = Pending::default();
+        self.sequence += 1;
+        Some(delta)
+    }
+
+    /// Whether anything has changed since the last delta.
+    pub fn has_pending(&self) -> bool {
+        self.pending != Pending::default()
     }
 
     /// The whole state as of the last call that ended well, with `about` for whoever restores it. It
@@ -230,19 +237,13 @@ impl Durable {
         if self.instance.is_spent() {
             self.undo().await?;
         }
-        let memory = self.instance.memory();
-        let stored = &memory[..stored_len(memory)];
-        let mut writer = ImageWriter::new(stored.len());
-        for piece in stored.chunks(IMAGE_PIECE) {
-            writer.push(piece);
-            tokio::task::yield_now().await;
-        }
-        Ok(writer.finish(&Trailer {
-            module: *self.instance.compiled().sha256(),
-            sequence: self.sequence,
-            rest: self.kept.rest.clone(),
-            about: about.to_vec(),
-        }))
+        let trailer = Trailer::new(
+            *self.instance.compiled().sha256(),
+            self.sequence,
+            self.kept.rest.clone(),
+            about.to_vec(),
+        );
+        Ok(Image::write(self.instance.memory(), trailer).await)
     }
 
     /// The number of the last delta.
@@ -294,22 +295,23 @@ impl Durable {
     }
 
     /// The pages of an image that this untouched instance has differently.
-    fn differing(&self, image: &Image<'_>) -> BTreeMap<u32, Box<[u8]>> {
+    async fn differing(&self, image: &Image<'_>) -> BTreeMap<u32, Box<[u8]>> {
         let memory = self.instance.memory();
-        let stored = image.memory.chunks_exact(PAGE);
-        let zeros = std::iter::repeat(&[0; PAGE][..]);
-        let all = image.trailer.rest.memory_pages as usize * PAGE_BYTES as usize / PAGE;
-        let pages = (0..).zip(stored.chain(zeros).take(all));
-        let differs = |(number, page): &(u32, &[u8])| {
-            let at = *number as usize * PAGE;
-            match memory.get(at..at + PAGE) {
-                Some(mine) => mine != *page,
-                // Beyond what the instance begins with, there are zeros.
-                None => !is_zero(page),
+        let mut differing = BTreeMap::new();
+        let all = image.trailer.rest.memory_pages as usize * PAGE_BYTES as usize;
+        for number in 0..all / PAGE {
+            let range = number * PAGE..(number + 1) * PAGE;
+            // Beyond what the instance begins with, and beyond what the image holds, there are zeros.
+            let mine = memory.get(range.clone()).unwrap_or(&ZEROS);
+            let page = image.memory.get(range).unwrap_or(&ZEROS);
+            if mine != page {
+                differing.insert(number as u32, page.into());
             }
-        };
-        let pages = pages.filter(differs);
-        pages.map(|(number, page)| (number, page.into())).collect()
+            if number % (TURN / PAGE) == 0 {
+                yield_now().await;
+            }
+        }
+        differing
     }
 
     /// A new instance in place of a spent one, in the state that is kept.
@@ -342,13 +344,14 @@ impl Durable {
             let missing = missing.ok_or_else(|| fault("its pages"))?;
             let grown = memory.grow_async(&mut instance.store, missing).await;
             grown.map_err(|error| DurableError::DoesNotFit(format!("{error:#}")))?;
-            let memory = memory.data_mut(&mut instance.store);
-            for (number, page) in &kept.pages {
+            for (written, (number, page)) in kept.pages.iter().enumerate() {
                 let at = *number as usize * PAGE;
-                let place = memory.get_mut(at..at + PAGE);
-                place
-                    .ok_or_else(|| fault("its pages"))?
-                    .copy_from_slice(page);
+                let place = memory.data_mut(&mut instance.store).get_mut(at..at + PAGE);
+                let place = place.ok_or_else(|| fault("its pages"))?;
+                place.copy_from_slice(page);
+                if written % (TURN / PAGE) == 0 {
+                    yield_now().await;
+                }
             }
         } else if kept.rest.memory_pages != 0 || !kept.pages.is_empty() {
             return Err(fault("its pages").into());

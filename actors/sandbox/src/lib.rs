@@ -8,9 +8,14 @@
 //! policy does not name. Denied is the default, because a guest is somebody else's program.
 //!
 //! ```text
-//!   bytes ──> rewrite ──> Engine::compile ──> Compiled ──> Instance::create ──> Instance::call
-//!                                                 └──> Durable: call, checkpoint ──> deltas, images
-//!                                                          └──> the kind Sandbox
+//!   push ──> Modules: parts, hash, validate ──> sealed: a module is a child, and never changes
+//!
+//!   name@version ──> Library: fetch, validate, rewrite, compile once ──> Compiled
+//!       Compiled ──> Instance::create ──> Instance::call
+//!           ├──> Durable: call, checkpoint ──> deltas, images ──> the kind Sandbox
+//!           └──> Functions: a pool of fresh instances, sized by the pool machine
+//!
+//!   guest ──> Wasi: what its Policy grants, from this process's memory ──> or EACCES, and a Denial
 //! ```
 
 pub mod abi;
@@ -27,6 +32,7 @@ pub mod pool;
 pub mod rewrite;
 pub mod sandbox;
 pub mod snapshot;
+pub mod threads;
 pub mod validate;
 pub mod wasi;
 
@@ -35,5 +41,8 @@ pub use durable::Durable;
 pub use engine::{Compiled, Engine, Limits};
 pub use instance::{Instance, Setup};
 pub use library::Library;
+pub use module::{Module, ModuleHash, ModuleId, ModuleSource, Modules};
 pub use policy::Policy;
+pub use pool::Functions;
 pub use sandbox::Sandbox;
+pub use threads::GuestThreads;

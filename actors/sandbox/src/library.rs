@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::cache::{Cache, GaveUp};
 use crate::engine::{CompileError, Compiled, Engine};
 use crate::module::{Module, ModuleError, ModuleHash, ModuleId, ModuleSource};
+use crate::threads::GuestThreads;
 use crate::validate::{Limits, ValidateError, validate};
 
 /// How many names are remembered with their hashes: a sealed version never changes, so a name that was
@@ -72,8 +73,8 @@ impl LoadError {
 }
 
 impl<M: ModuleSource> Library<M> {
-    /// A library of what `source` has, compiled for this engine.
-    pub fn new(engine: Engine, source: M) -> Library<M> {
+    /// A library of what `source` has, compiled for this engine, beside these guests.
+    pub fn new(engine: Engine, threads: GuestThreads, source: M) -> Library<M> {
         let mut settings = DefaultHasher::new();
         engine
             .wasmtime()
@@ -84,7 +85,7 @@ impl<M: ModuleSource> Library<M> {
             settings: settings.finish(),
             source,
             limits: Limits::NODE,
-            cache: Cache::new(),
+            cache: Cache::new(threads),
             remembered: Mutex::new(HashMap::new()),
         }))
     }

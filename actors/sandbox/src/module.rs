@@ -629,14 +629,14 @@ impl Child for Stored {
     async fn handle(&mut self, request: Request) -> Result<Handled, ChildError> {
         let done = match unframed::<Ask>(&request.body) {
             Ok((ask, raw)) => self.carry_out(ask, raw).await,
-            Err(why) => Err((ModuleRefused::BadRequest(why), None)),
+            Err(why) => Err(ModuleRefused::BadRequest(why).into()),
         };
         let (answer, step) = match done {
             Ok((raw, about, step)) => {
                 let told = self.told(about);
                 (framed(&Answer::Ok(told), &raw), step)
             }
-            Err((refused, step)) => (framed(&Answer::Error(refused.refusal()), &[]), step),
+            Err(NotDone { why, step }) => (framed(&Answer::Error(why.refusal()), &[]), step),
         };
         Ok(match step.and_then(|step| minicbor::to_vec(step).ok()) {
             Some(step) => Handled::step(answer, step),
@@ -653,7 +653,17 @@ impl Child for Stored {
 type Done = (Bytes, Option<About>, Option<Step>);
 
 /// Why not, and what is recorded all the same.
-type NotDone = (ModuleRefused, Option<Step>);
+struct NotDone {
+    why: Box<ModuleRefused>,
+    step: Option<Step>,
+}
+
+impl From<ModuleRefused> for NotDone {
+    fn from(why: ModuleRefused) -> NotDone {
+        let why = Box::new(why);
+        NotDone { why, step: None }
+    }
+}
 
 impl Stored {
     async fn carry_out(&mut self, ask: Ask, raw: Bytes) -> Result<Done, NotDone> {
@@ -663,7 +673,7 @@ impl Stored {
             Ask::Seal { sha256 } => self.seal(sha256).await,
             Ask::Read { offset, len } => self.read(offset, len),
             Ask::About {} => {
-                let about = self.about().await.map_err(|error| (error, None))?;
+                let about = self.about().await?;
                 Ok((Bytes::new(), about, None))
             }
         }
@@ -673,9 +683,9 @@ impl Stored {
         let max = self.limits.bytes;
         match &self.content {
             Content::Sealed(module) if module.sha256 == sha256 => return NOTHING_NEW,
-            Content::Sealed(module) => return Err((ModuleRefused::Conflict(module.sha256), None)),
+            Content::Sealed(module) => return Err(ModuleRefused::Conflict(module.sha256).into()),
             _ if bytes < 8 || bytes > max as u64 => {
-                return Err((ModuleRefused::Size { bytes, max }, None));
+                return Err(ModuleRefused::Size { bytes, max }.into());
             }
             Content::Uploading {
                 sha256: before,
@@ -688,7 +698,7 @@ impl Stored {
     }
 
     fn part(&mut self, sha256: ModuleHash, offset: u64, raw: &Bytes) -> Result<Done, NotDone> {
-        let refused = |why| Err((why, None));
+        let refused = |why: ModuleRefused| Err(why.into());
         let (bytes, received) = match &self.content {
             Content::Sealed(module) if module.sha256 == sha256 => return NOTHING_NEW,
             Content::Sealed(module) => return refused(ModuleRefused::Conflict(module.sha256)),
@@ -723,10 +733,10 @@ impl Stored {
     }
 
     async fn seal(&mut self, sha256: ModuleHash) -> Result<Done, NotDone> {
-        let refused = |why| Err((why, None));
+        let refused = |why: ModuleRefused| Err(why.into());
         let (bytes, received) = match &self.content {
             Content::Sealed(module) if module.sha256 == sha256 => {
-                let about = self.about().await.map_err(|error| (error, None))?;
+                let about = self.about().await?;
                 return Ok((Bytes::new(), about, None));
             }
             Content::Sealed(module) => return refused(ModuleRefused::Conflict(module.sha256)),
@@ -749,14 +759,15 @@ impl Stored {
             }
             Err(why) => {
                 let (_, _, step) = self.take(Step::Discard)?;
-                Err((why, step))
+                let why = Box::new(why);
+                Err(NotDone { why, step })
             }
         }
     }
 
     fn read(&self, offset: u64, len: u64) -> Result<Done, NotDone> {
         let Content::Sealed(module) = &self.content else {
-            return Err((ModuleRefused::NotSealed, None));
+            return Err(ModuleRefused::NotSealed.into());
         };
         let all = &module.wasm;
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(all.len());
@@ -782,7 +793,7 @@ impl Stored {
     fn take(&mut self, step: Step) -> Result<Done, NotDone> {
         match self.apply(step.clone()) {
             Some(()) => Ok((Bytes::new(), None, Some(step))),
-            None => Err((ModuleRefused::BadRequest("out of order".into()), None)),
+            None => Err(ModuleRefused::BadRequest("out of order".into()).into()),
         }
     }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use understudy_protocol::machine::Machine;
 use understudy_protocol::time::Time;
@@ -41,6 +41,7 @@ use crate::instance::{Instance, Setup};
 use crate::library::{Library, LoadError};
 use crate::module::{ModuleHash, ModuleId, ModuleSource};
 use crate::policy::{DenialSink, Policy, PolicyError};
+use crate::threads::GuestThreads;
 use crate::wasi::Log;
 
 /// Calls on their way to a pool's task. The machine holds those that wait; this only bridges the moment
@@ -172,6 +173,7 @@ pub struct Functions<M> {
     library: Library<M>,
     denials: DenialSink,
     instances_max: NonZeroU32,
+    threads: GuestThreads,
     pools: Mutex<HashMap<PoolKey, Arc<FunctionPool>>>,
 }
 
@@ -185,13 +187,14 @@ struct PoolKey {
 }
 
 impl<M: ModuleSource> Functions<M> {
-    /// The functions of a library. Denials are told to `denials`.
-    pub fn new(library: Library<M>, denials: DenialSink) -> Functions<M> {
+    /// The functions of a library, which run on these threads. Denials are told to `denials`.
+    pub fn new(library: Library<M>, threads: GuestThreads, denials: DenialSink) -> Functions<M> {
         let instances_max = NonZeroU32::new(INSTANCES_MAX).unwrap_or(NonZeroU32::MIN);
         Functions {
             library,
             denials,
             instances_max,
+            threads,
             pools: Mutex::default(),
         }
     }
@@ -219,7 +222,9 @@ impl<M: ModuleSource> Functions<M> {
     ) -> Result<FunctionAnswer, FunctionError> {
         let (policy, limits) = grants;
         policy.check()?;
-        let compiled = self.library.load(tenant, module, sha256).await?;
+        let left = call.deadline.since(clock::now()).min(CALL_MAX);
+        let loaded = timeout(left, self.library.load(tenant, module, sha256)).await;
+        let compiled = loaded.map_err(|_| FunctionError::DeadlineExceeded)??;
         let setup = Setup {
             policy: policy.clone(),
             limits,
@@ -260,7 +265,9 @@ impl<M: ModuleSource> Functions<M> {
                 retry_after: END_IDLE,
             });
         }
-        let pool = Arc::new(FunctionPool::start(compiled, setup, self.instances_max));
+        let threads = self.threads.clone();
+        let pool = FunctionPool::start(compiled, setup, self.instances_max, threads);
+        let pool = Arc::new(pool);
         pools.insert(key, pool.clone());
         Ok(pool)
     }
@@ -277,7 +284,8 @@ impl<M> std::fmt::Debug for Functions<M> {
 pub struct FunctionPool {
     calls: mpsc::Sender<Asked>,
     stats: watch::Receiver<PoolStats>,
-    task: JoinHandle<()>,
+    /// The one task, which ends with this.
+    _task: JoinSet<()>,
 }
 
 #[derive(Debug)]
@@ -288,7 +296,12 @@ struct Asked {
 
 impl FunctionPool {
     /// An empty pool, whose instances are made so. Must be called in a runtime.
-    pub fn start(compiled: Compiled, setup: Setup, instances_max: NonZeroU32) -> FunctionPool {
+    pub fn start(
+        compiled: Compiled,
+        setup: Setup,
+        instances_max: NonZeroU32,
+        threads: GuestThreads,
+    ) -> FunctionPool {
         let (calls, asked) = mpsc::channel(MAILBOX);
         let (shown, stats) = watch::channel(PoolStats::default());
         let owner = Owner {
@@ -299,14 +312,17 @@ impl FunctionPool {
             next_call: 0,
             slots: BTreeMap::new(),
             work: JoinSet::new(),
+            threads,
             workers: HashMap::new(),
             stats: PoolStats::default(),
             shown,
         };
+        let mut task = JoinSet::new();
+        task.spawn(owner.run(asked));
         FunctionPool {
             calls,
             stats,
-            task: tokio::spawn(owner.run(asked)),
+            _task: task,
         }
     }
 
@@ -347,12 +363,6 @@ impl FunctionPool {
     }
 }
 
-impl Drop for FunctionPool {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// What the task of a pool holds.
 struct Owner {
     pool: Pool,
@@ -363,6 +373,8 @@ struct Owner {
     next_call: u64,
     slots: BTreeMap<InstanceId, Slot>,
     work: JoinSet<Done>,
+    /// On which guests run: not the node's own.
+    threads: GuestThreads,
     /// Whose each task is: one that panics says no more.
     workers: HashMap<Id, InstanceId>,
     stats: PoolStats,
@@ -485,7 +497,7 @@ impl Owner {
         self.slots.insert(id, Slot { life, fresh: None });
         let (compiled, setup) = (self.compiled.clone(), self.setup.clone());
         let work = async move { Done::Made(Instance::create(&compiled, setup).await) };
-        let worker = self.work.spawn(work).id();
+        let worker = self.work.spawn_on(work, self.threads.handle()).id();
         self.workers.insert(worker, id);
     }
 
@@ -511,7 +523,7 @@ impl Owner {
             let _ = reply.send(answer);
             Done::Ran(fate)
         };
-        let worker = self.work.spawn(work).id();
+        let worker = self.work.spawn_on(work, self.threads.handle()).id();
         self.workers.insert(worker, id);
         None
     }

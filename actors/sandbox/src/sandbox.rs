@@ -35,7 +35,7 @@ use understudy_supervision::{
     Checkpoint, Child, ChildError, Context, Handled, Kind, Request, StartError,
 };
 
-use crate::abi::{Args, CallError, Failure, Outcome};
+use crate::abi::{Args, CallError, Failure, Outcome, cut};
 use crate::durable::{CallFailed, Durable, DurableError};
 use crate::engine::{Compiled, Limits};
 use crate::instance::Setup;
@@ -49,6 +49,12 @@ pub const KIND: &str = "sandbox";
 
 /// How long the line of JSON before the bytes may be: a policy may name some files.
 const MAX_HEAD: usize = 256 << 10;
+
+/// How long the words about what went wrong may be: some repeat what was asked.
+const MAX_DETAIL: usize = 4 << 10;
+
+/// How much of what a guest wrote comes with an answer. In JSON it may be six times as long.
+const MAX_LOG: usize = 16 << 10;
 
 /// Starts sandboxes.
 pub struct Sandbox<M>(Arc<Inner<M>>);
@@ -184,7 +190,7 @@ impl<M: ModuleSource> Inner<M> {
             return Ok(None);
         }
         let bad = |error: &dyn std::fmt::Display| StartError::BadCheckpoint(error.to_string());
-        let image = checkpoint.base.as_deref().map(Image::decode).transpose();
+        let image = checkpoint.base.as_deref().map(Image::open).transpose();
         let image = image.map_err(|error| bad(&error))?;
         let mut about = image.as_ref().map(|image| image.trailer.about.clone());
         let mut deltas = Vec::new();
@@ -245,6 +251,18 @@ pub struct Guest<M> {
 struct Live {
     about: About,
     guest: Durable,
+}
+
+impl Live {
+    /// An answer with the step that holds what was done for it. The one place where it is decided when a
+    /// step is taken: [`Durability::Interval`] is recorded with every call as well, more than was asked
+    /// for and never less, as long as nobody calls a child between its calls to ask it for the rest.
+    async fn record(&mut self, answer: Vec<u8>) -> Handled {
+        match self.guest.take_delta().await {
+            Some(delta) => Handled::step(answer, step(None, delta)),
+            None => Handled::read(answer),
+        }
+    }
 }
 
 impl<M: ModuleSource> Child for Guest<M> {
@@ -315,7 +333,7 @@ impl<M: ModuleSource> Guest<M> {
         let setup = self.inner.setup(&self.child, &about);
         let guest = Durable::create(&compiled, setup).await;
         let mut guest = guest.map_err(Refusal::of_durable)?;
-        let delta = guest.take_delta().unwrap_or_default();
+        let delta = guest.take_delta().await.unwrap_or_default();
         let effect = step(Some(words(&about)), delta);
         self.live = Some(Live { about, guest });
         Ok(Handled::step(answer(json!({"ok": true})), effect))
@@ -352,19 +370,15 @@ impl<M: ModuleSource> Guest<M> {
         }
         let log = live.guest.log();
         if !log.bytes.is_empty() {
-            head["log"] = Value::from(String::from_utf8_lossy(&log.bytes));
+            let shown = &log.bytes[..log.bytes.len().min(MAX_LOG)];
+            head["log"] = Value::from(String::from_utf8_lossy(shown));
         }
         match live.guest.denied() {
             0 => {}
             denied => head["denied"] = Value::from(denied),
         }
         let answer = join(&head, bytes);
-        // `Interval` is recorded with every call too, until somebody prods a child between its calls:
-        // more than was asked for, never less.
-        Ok(match live.guest.take_delta() {
-            Some(delta) => Handled::step(answer, step(None, delta)),
-            None => Handled::read(answer),
-        })
+        Ok(live.record(answer).await)
     }
 
     fn about(&self) -> Result<Handled, Refusal> {
@@ -416,7 +430,7 @@ impl Refusal {
     }
 
     fn answer(self) -> Vec<u8> {
-        let mut error = json!({"code": self.code, "detail": self.detail});
+        let mut error = json!({"code": self.code, "detail": cut(&self.detail, MAX_DETAIL)});
         if let (Some(error), Value::Object(more)) = (error.as_object_mut(), self.more) {
             error.extend(more);
         }

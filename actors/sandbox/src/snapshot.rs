@@ -5,23 +5,26 @@
 //!
 //! **An image** is the whole state. Its memory comes first and as it is, so that its pages lie at
 //! multiples of 64 KiB: whoever stores it in pieces of that size stores a piece that did not change only
-//! once. Pages of zeros at the end are left out.
+//! once. Pages of zeros at the end are left out. The trailer has a CRC32C of each MiB of it, so that a large
+//! one can be written and checked in turns with others who want the thread.
 //!
 //! ```text
-//! memory │ trailer, CBOR │ its length: u32 │ CRC32C of all before: u32 │ "USi1"
+//! memory │ trailer, CBOR │ its length: u32 │ CRC32C of the trailer and its length: u32 │ "USi1"
 //! ```
 //!
 //! **A delta** is what became of the last state: the parts that changed, and of the memory the pages of
 //! 4 KiB that did. It is numbered; only the next one fits.
 //!
 //! ```text
-//! "USd1" │ CRC32C of all behind: u32 │ length of the head: u32 │ head, CBOR │ pages, LZ4
+//! "USd1" │ CRC32C of all behind: u32 │ length of the head: u32 │ head, CBOR │ pages
 //! ```
 //!
-//! Numbers are little-endian. The last byte of each magic is the version of the format.
+//! The pages are one behind the other; each MiB of them is an LZ4 block behind its length: u32. Numbers are
+//! little-endian. The last byte of each magic is the version of the format.
 
-use crc::{CRC_32_ISCSI, Crc, Digest, Table};
 use minicbor::{Decode, Encode};
+use tokio::task::yield_now;
+use understudy_protocol::wire::checksum;
 
 use crate::engine::{MAX_MEMORY, PAGE_BYTES};
 
@@ -32,14 +35,15 @@ pub const PAGE: usize = 4096;
 /// thousand globals and four full tables.
 const MAX_HEAD: usize = crate::policy::FILE_BYTES_MAX + (4 << 20);
 
+/// How much of a memory is copied or compared before others get the thread: a fraction of a millisecond.
+pub(crate) const TURN: usize = 1 << 20;
+
 const DELTA_MAGIC: &[u8; 4] = b"USd1";
 const IMAGE_MAGIC: &[u8; 4] = b"USi1";
 /// Magic, checksum, length of the head.
 const DELTA_PREFIX: usize = 12;
 /// Length of the trailer, checksum, magic.
 const IMAGE_SUFFIX: usize = 12;
-
-static CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
 /// The state of a guest besides its memory's bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -183,8 +187,8 @@ impl Delta {
         self.pages.extend_from_slice(page);
     }
 
-    /// As bytes.
-    pub fn encode(&self) -> Vec<u8> {
+    /// As bytes, in turns with others.
+    pub async fn encode(&self) -> Vec<u8> {
         let head = cbor(&DeltaHead {
             module: self.module,
             sequence: self.sequence,
@@ -192,23 +196,29 @@ impl Delta {
             zeros: self.zeros.clone(),
             changed: self.changed.clone(),
         });
-        let pages = lz4_flex::block::compress(&self.pages);
-        let mut bytes = Vec::with_capacity(DELTA_PREFIX + head.len() + pages.len());
+        let mut bytes = Vec::with_capacity(DELTA_PREFIX + head.len());
         bytes.extend_from_slice(DELTA_MAGIC);
         bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(&(head.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&head);
-        bytes.extend_from_slice(&pages);
-        let checksum = CRC32C.checksum(&bytes[8..]);
-        bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+        for piece in self.pages.chunks(TURN) {
+            let block = lz4_flex::block::compress(piece);
+            bytes.extend_from_slice(&(block.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(&block);
+            if piece.len() == TURN {
+                yield_now().await;
+            }
+        }
+        let sum = checksum(&bytes[8..]);
+        bytes[4..8].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
 
-    /// From bytes.
+    /// From bytes, in turns with others.
     ///
     /// # Errors
     /// See [`SnapshotError`].
-    pub fn decode(bytes: &[u8]) -> Result<Delta, SnapshotError> {
+    pub async fn decode(bytes: &[u8]) -> Result<Delta, SnapshotError> {
         let malformed = |why: &str| SnapshotError::Malformed("delta", why.to_owned());
         let Some((prefix, rest)) = bytes.split_at_checked(DELTA_PREFIX) else {
             return Err(malformed("it is too short"));
@@ -216,12 +226,12 @@ impl Delta {
         if prefix[..4] != *DELTA_MAGIC {
             return Err(malformed("it does not begin as one"));
         }
-        if CRC32C.checksum(&bytes[8..]) != word(prefix, 4) {
+        if checksum(&bytes[8..]) != word(prefix, 4) {
             return Err(SnapshotError::Checksum("delta"));
         }
         let length = word(prefix, 8) as usize;
-        let Some((head, pages)) = rest.split_at_checked(length).filter(|_| length <= MAX_HEAD)
-        else {
+        let cut = rest.split_at_checked(length);
+        let Some((head, mut blocks)) = cut.filter(|_| length <= MAX_HEAD) else {
             return Err(malformed("its head is too long"));
         };
         let head: DeltaHead =
@@ -234,10 +244,21 @@ impl Delta {
             return Err(malformed("it has pages beyond its memory"));
         }
         let count: usize = head.changed.iter().map(|run| run.1 as usize).sum();
-        let pages = lz4_flex::block::decompress(pages, count * PAGE)
-            .ok()
-            .filter(|pages| pages.len() == count * PAGE)
-            .ok_or_else(|| malformed("its pages are not as many as it says"))?;
+        let too_few = || malformed("its pages are not as many as it says");
+        let mut pages = Vec::new();
+        while pages.len() < count * PAGE {
+            let (length, behind) = blocks.split_at_checked(4).ok_or_else(too_few)?;
+            let length = word(length, 0) as usize;
+            let (block, behind) = behind.split_at_checked(length).ok_or_else(too_few)?;
+            let piece = (count * PAGE - pages.len()).min(TURN);
+            let decompressed = lz4_flex::block::decompress(block, piece);
+            let decompressed = decompressed.ok().filter(|bytes| bytes.len() == piece);
+            pages.extend_from_slice(&decompressed.ok_or_else(too_few)?);
+            blocks = behind;
+            if piece == TURN {
+                yield_now().await;
+            }
+        }
         Ok(Delta {
             module: head.module,
             sequence: head.sequence,
@@ -299,14 +320,30 @@ pub struct Trailer {
     /// Words of whoever keeps the guest, which are handed back to it.
     #[cbor(n(3), with = "minicbor::bytes")]
     pub about: Vec<u8>,
+    /// The CRC32C of each MiB of the memory.
+    #[n(4)]
+    sums: Vec<u32>,
+}
+
+impl Trailer {
+    /// Of an image whose memory is still to be written.
+    pub fn new(module: [u8; 32], sequence: u64, rest: Rest, about: Vec<u8>) -> Trailer {
+        Trailer {
+            module,
+            sequence,
+            rest,
+            about,
+            sums: Vec::new(),
+        }
+    }
 }
 
 impl<'a> Image<'a> {
-    /// From bytes, without copying its memory.
+    /// Opens an image without copying its memory, which is still to be [verified](Image::verify).
     ///
     /// # Errors
     /// See [`SnapshotError`].
-    pub fn decode(bytes: &'a [u8]) -> Result<Image<'a>, SnapshotError> {
+    pub fn open(bytes: &'a [u8]) -> Result<Image<'a>, SnapshotError> {
         let malformed = |why: &str| SnapshotError::Malformed("image", why.to_owned());
         let at = bytes.len().checked_sub(IMAGE_SUFFIX);
         let at = at.ok_or_else(|| malformed("it is too short"))?;
@@ -314,16 +351,14 @@ impl<'a> Image<'a> {
         if suffix[8..] != *IMAGE_MAGIC {
             return Err(malformed("it does not end as one"));
         }
-        if CRC32C.checksum(&bytes[..at + 4]) != word(suffix, 4) {
+        let length = word(suffix, 0) as usize;
+        let start = body.len().checked_sub(length);
+        let start = start.filter(|_| length <= MAX_HEAD);
+        let start = start.ok_or_else(|| malformed("its trailer is too long"))?;
+        if checksum(&bytes[start..at + 4]) != word(suffix, 4) {
             return Err(SnapshotError::Checksum("image"));
         }
-        let length = word(suffix, 0) as usize;
-        let at = body
-            .len()
-            .checked_sub(length)
-            .filter(|_| length <= MAX_HEAD);
-        let at = at.ok_or_else(|| malformed("its trailer is too long"))?;
-        let (memory, trailer) = body.split_at(at);
+        let (memory, trailer) = body.split_at(start);
         let trailer: Trailer =
             minicbor::decode(trailer).map_err(|error| malformed(&error.to_string()))?;
         let all = trailer.rest.memory_pages as usize * PAGE_BYTES as usize;
@@ -332,41 +367,43 @@ impl<'a> Image<'a> {
         }
         Ok(Image { trailer, memory })
     }
-}
 
-/// Writes an image piece by piece, so that others may have the thread in between.
-pub struct ImageWriter {
-    bytes: Vec<u8>,
-    digest: Digest<'static, u32, Table<16>>,
-}
-
-impl ImageWriter {
-    /// One of a memory of about so many bytes.
-    pub fn new(memory_bytes: usize) -> ImageWriter {
-        ImageWriter {
-            bytes: Vec::with_capacity(memory_bytes + (64 << 10)),
-            digest: CRC32C.digest(),
+    /// Holds the memory against its checksums, in turns with others.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Checksum`].
+    pub async fn verify(&self) -> Result<(), SnapshotError> {
+        let pieces = self.memory.chunks(TURN);
+        if pieces.len() != self.trailer.sums.len() {
+            return Err(SnapshotError::Checksum("image"));
         }
+        for (piece, sum) in pieces.zip(&self.trailer.sums) {
+            if checksum(piece) != *sum {
+                return Err(SnapshotError::Checksum("image"));
+            }
+            yield_now().await;
+        }
+        Ok(())
     }
 
-    /// The next piece of memory.
-    pub fn push(&mut self, memory: &[u8]) {
-        self.digest.update(memory);
-        self.bytes.extend_from_slice(memory);
-    }
-
-    /// The image.
-    pub fn finish(mut self, trailer: &Trailer) -> Vec<u8> {
-        let trailer = cbor(trailer);
-        let at = self.bytes.len();
-        self.bytes.extend_from_slice(&trailer);
-        self.bytes
-            .extend_from_slice(&(trailer.len() as u32).to_le_bytes());
-        self.digest.update(&self.bytes[at..]);
-        let checksum = self.digest.finalize();
-        self.bytes.extend_from_slice(&checksum.to_le_bytes());
-        self.bytes.extend_from_slice(IMAGE_MAGIC);
-        self.bytes
+    /// Writes an image of this memory, in turns with others. Zeros at its end are left out.
+    pub async fn write(memory: &[u8], mut trailer: Trailer) -> Vec<u8> {
+        let stored = &memory[..stored_len(memory)];
+        let mut bytes = Vec::with_capacity(stored.len() + (64 << 10));
+        trailer.sums.clear();
+        for piece in stored.chunks(TURN) {
+            bytes.extend_from_slice(piece);
+            trailer.sums.push(checksum(piece));
+            yield_now().await;
+        }
+        let trailer = cbor(&trailer);
+        let at = bytes.len();
+        bytes.extend_from_slice(&trailer);
+        bytes.extend_from_slice(&(trailer.len() as u32).to_le_bytes());
+        let sum = checksum(&bytes[at..]);
+        bytes.extend_from_slice(&sum.to_le_bytes());
+        bytes.extend_from_slice(IMAGE_MAGIC);
+        bytes
     }
 }
 
@@ -432,64 +469,67 @@ mod tests {
         delta
     }
 
-    fn image() -> (Vec<u8>, Trailer) {
-        let trailer = Trailer {
-            module: [9; 32],
-            sequence: 5,
-            rest: Rest {
-                memory_pages: 3,
-                ..Rest::default()
-            },
-            about: b"about".to_vec(),
+    async fn image() -> Vec<u8> {
+        let rest = Rest {
+            memory_pages: 40,
+            ..Rest::default()
         };
-        let mut memory = vec![0; 3 * PAGE_BYTES as usize];
+        let trailer = Trailer::new([9; 32], 5, rest, b"about".to_vec());
+        let mut memory = vec![0; 40 * PAGE_BYTES as usize];
         memory[70_000] = 1;
-        let mut writer = ImageWriter::new(0);
-        writer.push(&memory[..stored_len(&memory)]);
-        (writer.finish(&trailer), trailer)
+        memory[17 * PAGE_BYTES as usize] = 1;
+        Image::write(&memory, trailer).await
     }
 
-    #[test]
-    fn a_delta_comes_back_with_its_pages() {
+    async fn read(bytes: &[u8]) -> Result<Image<'_>, SnapshotError> {
+        let image = Image::open(bytes)?;
+        image.verify().await?;
+        Ok(image)
+    }
+
+    #[tokio::test]
+    async fn a_delta_comes_back_with_its_pages() {
         let delta = delta();
-        let bytes = delta.encode();
+        let bytes = delta.encode().await;
         assert!(bytes.len() < 1000, "{} bytes", bytes.len());
-        let back = Delta::decode(&bytes).unwrap();
+        let back = Delta::decode(&bytes).await.unwrap();
         assert_eq!(back, delta);
         let pages: Vec<(u32, u8)> = back.each_page().map(|(n, page)| (n, page[5])).collect();
         assert_eq!(pages, [(1, 0), (2, 0), (0, 7), (30, 8), (31, 9)]);
     }
 
-    #[test]
-    fn an_image_leaves_out_zeros_at_its_end_and_nothing_else() {
-        let (bytes, trailer) = image();
-        let back = Image::decode(&bytes).unwrap();
-        assert_eq!(back.trailer, trailer);
-        assert_eq!(back.memory.len(), 2 * PAGE_BYTES as usize);
-        assert_eq!(back.memory[70_000], 1);
+    #[tokio::test]
+    async fn an_image_leaves_out_zeros_at_its_end_and_nothing_else() {
+        let bytes = image().await;
+        let back = read(&bytes).await.unwrap();
+        assert_eq!(
+            (back.trailer.sequence, &back.trailer.about[..]),
+            (5, &b"about"[..])
+        );
+        assert_eq!(back.memory.len(), 18 * PAGE_BYTES as usize);
+        assert_eq!((back.memory[70_000], back.trailer.sums.len()), (1, 2));
     }
 
-    #[test]
-    fn every_flipped_bit_and_every_truncation_is_noticed() {
-        let delta = delta().encode();
-        let (image, _) = image();
+    #[tokio::test]
+    async fn every_flipped_bit_and_every_truncation_is_noticed() {
+        let delta = delta().encode().await;
         for length in 0..delta.len() {
-            assert!(Delta::decode(&delta[..length]).is_err());
+            assert!(Delta::decode(&delta[..length]).await.is_err());
         }
         for bit in 0..delta.len() * 8 {
             let mut delta = delta.clone();
             delta[bit / 8] ^= 1 << (bit % 8);
-            assert!(Delta::decode(&delta).is_err(), "bit {bit}");
+            assert!(Delta::decode(&delta).await.is_err(), "bit {bit}");
         }
-        for at in (0..image.len())
-            .step_by(1009)
-            .chain(image.len() - 120..image.len())
-        {
-            assert!(Image::decode(&image[..at]).is_err());
-            let mut image = image.clone();
+        let mut image = image().await;
+        let far = (0..image.len()).step_by(100_003);
+        for at in far.chain(image.len() - 120..image.len()) {
+            assert!(read(&image[..at]).await.is_err());
             image[at] ^= 16;
-            assert!(Image::decode(&image).is_err(), "byte {at}");
+            assert!(read(&image).await.is_err(), "byte {at}");
+            image[at] ^= 16;
         }
+        read(&image).await.unwrap();
     }
 
     #[test]
@@ -505,18 +545,18 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_delta_that_lies_about_its_size_takes_no_memory() {
+    #[tokio::test]
+    async fn a_delta_that_lies_about_its_size_takes_no_memory() {
         let mut huge = delta();
         huge.rest.memory_pages = u32::MAX / 4096;
         huge.changed = vec![(0, u32::MAX / 2)];
-        let error = Delta::decode(&huge.encode()).unwrap_err();
+        let error = Delta::decode(&huge.encode().await).await.unwrap_err();
         assert!(matches!(error, SnapshotError::Malformed(..)), "{error}");
         let mut beyond = delta();
         beyond.rest.memory_pages = 1;
-        assert!(Delta::decode(&beyond.encode()).is_err());
+        assert!(Delta::decode(&beyond.encode().await).await.is_err());
         let mut fewer = delta();
         fewer.pages.truncate(PAGE);
-        assert!(Delta::decode(&fewer.encode()).is_err());
+        assert!(Delta::decode(&fewer.encode().await).await.is_err());
     }
 }

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use wasmparser::{
-    CompositeInnerType, ExternalKind, FuncType, KnownCustom, Parser, Payload, TypeRef,
+    CompositeInnerType, ExternalKind, FuncType, KnownCustom, Operator, Parser, Payload, TypeRef,
     ValidPayload, Validator, WasmFeatures,
 };
 
@@ -60,6 +60,10 @@ pub struct Limits {
     pub customs: u32,
     /// The length of one function's body, in bytes.
     pub body_bytes: u32,
+    /// The places that the `br_table`s of one function name.
+    pub targets: u32,
+    /// The same of all functions.
+    pub targets_total: u32,
     /// The locals of one function, its parameters included.
     pub locals: u32,
     /// The parameters, and the results, of one function type.
@@ -88,6 +92,8 @@ impl Limits {
         data: 50_000,
         customs: 256,
         body_bytes: 2 << 20, // a compiler takes more than linear time for one body
+        targets: 20_000, // each is an edge for the compiler, whose time grows faster than their number
+        targets_total: 1_000_000,
         locals: 5_000,
         parameters: 32,
         name_bytes: 512,
@@ -365,6 +371,7 @@ struct Reading<'a> {
     types: Vec<FuncType>,
     functions: Vec<u32>,
     allocations: wasmparser::FuncValidatorAllocations,
+    targets: u64,
     about: About,
 }
 
@@ -377,6 +384,7 @@ impl<'a> Reading<'a> {
             types: Vec::new(),
             functions: Vec::new(),
             allocations: Default::default(),
+            targets: 0,
             about: About {
                 bytes: module.len() as u64,
                 ..About::default()
@@ -399,7 +407,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Refuses what has too much of anything, by what its sections declare.
-    fn count(&self, payload: &Payload<'_>) -> Result<(), ValidateError> {
+    fn count(&mut self, payload: &Payload<'_>) -> Result<(), ValidateError> {
         let limits = self.limits;
         let (what, found, max, range) = match payload {
             Payload::TypeSection(s) => ("types", s.count(), limits.types, s.range()),
@@ -428,20 +436,19 @@ impl<'a> Reading<'a> {
         at_most(what, found.into(), max.into(), range)
     }
 
-    fn count_body(&self, body: &wasmparser::FunctionBody<'_>) -> Result<(), ValidateError> {
+    fn count_body(&mut self, body: &wasmparser::FunctionBody<'_>) -> Result<(), ValidateError> {
         let range = body.range();
         let bytes = range.len() as u64;
         let max = self.limits.body_bytes;
         at_most("bytes in one function", bytes, max.into(), range.clone())?;
-        let malformed = |error: wasmparser::Error| self.broken(&error);
-        let locals = body.get_locals_reader().map_err(malformed)?;
-        let mut found = 0_u64;
-        for group in locals {
-            let (count, _) = group.map_err(malformed)?;
-            found += u64::from(count);
-        }
-        let max = self.limits.locals;
-        at_most("locals in one function", found, max.into(), range)
+        let (locals, targets) = counted(body).map_err(|error| self.broken(&error))?;
+        let (max, what) = (self.limits.locals, "locals in one function");
+        at_most(what, locals, max.into(), range.clone())?;
+        let (max, what) = (self.limits.targets, "targets of jumps in one function");
+        at_most(what, targets, max.into(), range.clone())?;
+        self.targets += targets;
+        let (max, what) = (self.limits.targets_total, "targets of jumps");
+        at_most(what, self.targets, max.into(), range)
     }
 
     /// Writes down what the section says, and refuses what only its entries show.
@@ -673,6 +680,21 @@ const WASM_PAGE: u64 = 65_536;
 
 /// The most of a producer's or a custom section's name that is told, in bytes.
 const TOLD_BYTES_MAX: usize = 128;
+
+/// The locals of a function and the targets of its `br_table`s, the default ones included.
+fn counted(body: &wasmparser::FunctionBody<'_>) -> wasmparser::Result<(u64, u64)> {
+    let mut locals = 0;
+    for group in body.get_locals_reader()? {
+        locals += u64::from(group?.0);
+    }
+    let mut targets = 0;
+    for operator in body.get_operators_reader()? {
+        if let Operator::BrTable { targets: one } = operator? {
+            targets += u64::from(one.len()) + 1;
+        }
+    }
+    Ok((locals, targets))
+}
 
 fn shortened(text: &str) -> String {
     let end = text.floor_char_boundary(TOLD_BYTES_MAX);

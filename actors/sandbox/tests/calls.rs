@@ -358,6 +358,20 @@ async fn start_and_initialize_run_once_and_in_this_order() {
         numbers(&mut guest, "get", json!([])).await.unwrap(),
         json!([15])
     );
+    // Nobody can have it run again.
+    let hidden = numbers(&mut guest, "__us_start", json!([])).await;
+    assert_eq!(hidden.unwrap_err().code(), "not_found");
+}
+
+#[test]
+fn where_addresses_are_scarce_there_are_fewer_slots() {
+    // Four PiB, of the 128 TiB that a process may have.
+    let engine = Engine::with_slots(1 << 20).unwrap();
+    assert!(
+        (16..1 << 20).contains(&engine.slots()),
+        "{}",
+        engine.slots()
+    );
 }
 
 #[tokio::test]

@@ -55,7 +55,9 @@ const WIDE: &str = r#"(module (memory 512)
 #[tokio::test]
 async fn a_delta_holds_the_pages_that_changed_and_no_others() {
     let mut guest = durable(WIDE).await;
-    let first = Delta::decode(&guest.take_delta().unwrap()).unwrap();
+    let first = Delta::decode(&guest.take_delta().await.unwrap())
+        .await
+        .unwrap();
     assert_eq!(
         (first.sequence, &first.changed, &first.zeros),
         (1, &vec![], &vec![])
@@ -63,39 +65,43 @@ async fn a_delta_holds_the_pages_that_changed_and_no_others() {
     for page in [3, 4, 5, 8000] {
         call(&mut guest, "poke", json!([page, 7])).await.unwrap();
     }
-    let delta = guest.take_delta().unwrap();
+    let delta = guest.take_delta().await.unwrap();
     assert!(delta.len() < 300, "{} bytes", delta.len());
-    let delta = Delta::decode(&delta).unwrap();
+    let delta = Delta::decode(&delta).await.unwrap();
     assert_eq!(delta.changed, [(3, 3), (8000, 1)]);
     // Written, but with what was there; and back to zeros.
     call(&mut guest, "poke", json!([3, 7])).await.unwrap();
-    assert_eq!(guest.take_delta(), None);
+    assert_eq!(guest.take_delta().await, None);
     call(&mut guest, "poke", json!([100, 0])).await.unwrap();
-    assert_eq!(guest.take_delta(), None);
+    assert_eq!(guest.take_delta().await, None);
     call(&mut guest, "poke", json!([4, 0])).await.unwrap();
-    let delta = Delta::decode(&guest.take_delta().unwrap()).unwrap();
+    let delta = Delta::decode(&guest.take_delta().await.unwrap())
+        .await
+        .unwrap();
     assert_eq!((delta.changed, delta.zeros), (vec![], vec![(4, 1)]));
     // A global alone is a change too.
     call(&mut guest, "count", json!([])).await.unwrap();
-    let delta = Delta::decode(&guest.take_delta().unwrap()).unwrap();
+    let delta = Delta::decode(&guest.take_delta().await.unwrap())
+        .await
+        .unwrap();
     assert_eq!((delta.changed, delta.sequence), (vec![], 4));
     let parts = (delta.rest.globals, delta.rest.tables, delta.rest.wasi);
     assert_eq!(parts, (Some(vec![1, 0, 0, 0]), None, None));
     call(&mut guest, "peek", json!([3])).await.unwrap();
-    assert_eq!(guest.take_delta(), None);
+    assert_eq!(guest.take_delta().await, None);
 }
 
 #[tokio::test]
 async fn what_was_not_taken_yet_is_in_the_next_delta() {
     let mut guest = durable(WIDE).await;
-    let mut deltas = vec![guest.take_delta().unwrap()];
+    let mut deltas = vec![guest.take_delta().await.unwrap()];
     for page in 0..5 {
         call(&mut guest, "poke", json!([page, page + 1]))
             .await
             .unwrap();
     }
     call(&mut guest, "count", json!([])).await.unwrap();
-    deltas.push(guest.take_delta().unwrap());
+    deltas.push(guest.take_delta().await.unwrap());
     let mut restored = Durable::restore(&compile(WIDE), setup(), None, &deltas)
         .await
         .unwrap();
@@ -111,14 +117,14 @@ async fn a_call_that_fails_leaves_everything_as_it_was() {
     let mut guest = durable(WIDE).await;
     call(&mut guest, "poke", json!([9, 9])).await.unwrap();
     call(&mut guest, "count", json!([])).await.unwrap();
-    guest.take_delta();
+    guest.take_delta().await;
     let (memory, rest) = (guest.memory().to_vec(), guest.rest().clone());
     let failed = call(&mut guest, "trap", json!([9])).await.unwrap_err();
     assert!(
         matches!(failed, CallFailed::Call(CallError::Trapped(_))),
         "{failed}"
     );
-    assert_eq!(guest.take_delta(), None);
+    assert_eq!(guest.take_delta().await, None);
     assert!(guest.memory() == memory);
     assert_eq!(guest.rest(), &rest);
     assert_eq!(
@@ -135,7 +141,7 @@ async fn a_call_that_fails_leaves_everything_as_it_was() {
 async fn a_caller_who_goes_away_in_the_middle_has_called_nothing() {
     let mut guest = durable(WIDE).await;
     call(&mut guest, "poke", json!([9, 9])).await.unwrap();
-    guest.take_delta();
+    guest.take_delta().await;
     let gone = call(&mut guest, "spin", json!([9]));
     assert!(
         tokio::time::timeout(Duration::from_millis(25), gone)
@@ -146,21 +152,21 @@ async fn a_caller_who_goes_away_in_the_middle_has_called_nothing() {
         call(&mut guest, "peek", json!([9])).await.unwrap(),
         json!([9])
     );
-    assert_eq!(guest.take_delta(), None);
+    assert_eq!(guest.take_delta().await, None);
 }
 
 #[tokio::test]
 async fn a_state_that_is_not_the_next_of_this_module_is_refused() {
     let module = compile(WIDE);
     let mut guest = Durable::create(&module, setup()).await.unwrap();
-    let mut deltas = vec![guest.take_delta().unwrap()];
+    let mut deltas = vec![guest.take_delta().await.unwrap()];
     for page in 0..3 {
         call(&mut guest, "poke", json!([page, 1])).await.unwrap();
-        deltas.push(guest.take_delta().unwrap());
+        deltas.push(guest.take_delta().await.unwrap());
     }
     let image = guest.image(b"").await.unwrap();
     let refusal = async |image: Option<&[u8]>, deltas: &[&Vec<u8>]| {
-        let image = image.map(|image| Image::decode(image).unwrap());
+        let image = image.map(|image| Image::open(image).unwrap());
         let restored = Durable::restore(&module, setup(), image.as_ref(), deltas).await;
         match restored.unwrap_err() {
             DurableError::Snapshot(error) => error,
@@ -193,7 +199,7 @@ async fn a_state_that_is_not_the_next_of_this_module_is_refused() {
         restored,
         DurableError::Snapshot(SnapshotError::WrongModule(_))
     ));
-    let decoded = Image::decode(&image).unwrap();
+    let decoded = Image::open(&image).unwrap();
     let none: [&[u8]; 0] = [];
     let restored = Durable::restore(&other, setup(), Some(&decoded), none)
         .await
@@ -210,11 +216,13 @@ async fn a_state_with_too_few_globals_or_functions_that_are_none_is_refused() {
         (func (export "f") (table.set (i32.const 0) (ref.null func))))"#;
     let module = compile(wat);
     let mut guest = Durable::create(&module, setup()).await.unwrap();
-    let delta = Delta::decode(&guest.take_delta().unwrap()).unwrap();
+    let delta = Delta::decode(&guest.take_delta().await.unwrap())
+        .await
+        .unwrap();
     let forge = async |change: &dyn Fn(&mut Delta)| {
         let mut delta = delta.clone();
         change(&mut delta);
-        let restored = Durable::restore(&module, setup(), None, [delta.encode()]).await;
+        let restored = Durable::restore(&module, setup(), None, [delta.encode().await]).await;
         restored.map(|_| ()).unwrap_err()
     };
     let malformed = |error: &DurableError| {
@@ -285,7 +293,7 @@ async fn a_failed_call_is_undone_in_a_pool_without_a_free_slot() {
 // As a child.
 
 fn sandboxes(modules: Shelf) -> Sandbox<Shelf> {
-    Sandbox::new(Library::new(engine(), modules))
+    Sandbox::new(Library::new(engine(), common::threads(), modules))
 }
 
 #[tokio::test]
@@ -353,6 +361,31 @@ async fn answers_have_bytes_errors_have_names_and_a_trap_says_where() {
 }
 
 #[tokio::test]
+async fn a_sandbox_tells_what_it_was_created_as() {
+    let kind = sandboxes(shelf());
+    let mut kept = Kept::begin(&kind).await;
+    let limits = json!({"slices": 7});
+    let create = json!({"op": "create", "module": "hidden@1.0.0", "limits": limits,
+        "durability": {"interval_ms": 250}, "policy": {"clock": "virtual"}});
+    kept.call(create.to_string().as_bytes()).await;
+    kept.kill().await;
+    kept.rebase().await;
+    kept.kill().await;
+    let told = head(&kept.call(b"{\"op\":\"about\"}").await);
+    let about = &told["about"];
+    assert_eq!(about["durability"], json!({"interval_ms": 250}));
+    assert_eq!(
+        (&about["limits"]["slices"], &about["policy"]["clock"]),
+        (&json!(7), &json!("virtual"))
+    );
+    assert_eq!(about["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(
+        (&told["sequence"], &told["memory_bytes"]),
+        (&json!(1), &json!(65536))
+    );
+}
+
+#[tokio::test]
 async fn wrong_requests_are_answered_with_a_code_and_leave_nothing_behind() {
     let mut modules = shelf();
     let dropping = r#"(module (memory 1) (data $d "x") (func (data.drop $d)))"#;
@@ -398,6 +431,12 @@ async fn wrong_requests_are_answered_with_a_code_and_leave_nothing_behind() {
         assert_eq!(head["error"]["code"], code, "{what}: {head}");
     }
     kept.call(&create("hidden@1.0.0")).await;
+    // What is repeated of a request is not as long as the request.
+    let long = "\u{1}".repeat(40_000);
+    for body in [numbers(&long, json!([])), numbers("clear", json!([long]))] {
+        let refused = kept.call(&body).await;
+        assert!(refused.len() < 32 << 10, "{} bytes", refused.len());
+    }
     let other = kept.call(&create("ledger@1.0.0")).await;
     assert_eq!(head(&other)["error"]["code"], "conflict");
 }

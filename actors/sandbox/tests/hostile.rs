@@ -58,13 +58,13 @@ fn node(more: &[(&str, Vec<u8>)]) -> Node {
     for (name, wasm) in more {
         shelf.0.insert((*name).to_owned(), wasm.clone());
     }
-    let library = Library::new(Engine::with_slots(64).unwrap(), shelf);
+    let library = Library::new(Engine::with_slots(64).unwrap(), common::threads(), shelf);
     let told = Arc::new(AtomicU64::new(0));
     let sink = told.clone();
     let denials = Arc::new(move |_| {
         sink.fetch_add(1, Ordering::Relaxed);
     });
-    let functions = Functions::new(library.clone(), denials);
+    let functions = Functions::new(library.clone(), common::threads(), denials);
     let functions = functions.with_instances(NonZeroU32::new(5).unwrap());
     Node {
         functions,
@@ -446,7 +446,7 @@ async fn what_is_run_while_a_guest_begins_is_bounded_too() {
 
 /// Functions with bodies that a compiler does not like: many blocks, each jumping to each.
 fn slow_to_compile() -> Vec<u8> {
-    let depth = 400;
+    let depth = 190;
     let mut body = "(block ".repeat(depth);
     for n in 0..depth {
         // So many blocks are open still.
@@ -489,20 +489,6 @@ async fn neighbours_go_on_while_hostile_guests_run() {
             }
         });
     }
-    {
-        let node = node.clone();
-        attackers.spawn(async move {
-            let begun = Instant::now();
-            let compiled = node
-                .call("slow@1.0.0", &Policy::default(), "f", numbers(json!([])))
-                .await;
-            println!(
-                "the module that is slow to compile: {:?}, {:?}",
-                begun.elapsed(),
-                compiled.err()
-            );
-        });
-    }
     let attacked = neighbours(&node, PHASE).await;
     stop.store(true, Ordering::Relaxed);
     while let Some(ended) = attackers.join_next().await {
@@ -514,6 +500,29 @@ async fn neighbours_go_on_while_hostile_guests_run() {
     assert!(attacks > 10 && attacked.calls > 10);
     let after = neighbours(&node, Duration::from_secs(1)).await;
     println!("neighbours, afterwards:   {after}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neighbours_go_on_while_a_module_is_compiled_that_takes_for_ever() {
+    let node = Arc::new(node(&[("slow@1.0.0", slow_to_compile())]));
+    node.neighbour(0).await;
+    let quiet = neighbours(&node, Duration::from_secs(1)).await;
+    let mut compiling = JoinSet::new();
+    let pushed = node.clone();
+    compiling.spawn(async move {
+        let begun = Instant::now();
+        let nothing = Policy::default();
+        let called = pushed
+            .call("slow@1.0.0", &nothing, "f", numbers(json!([])))
+            .await;
+        (begun.elapsed(), called)
+    });
+    let meanwhile = neighbours(&node, Duration::from_secs(4)).await;
+    println!("neighbours, quiet:        {quiet}");
+    println!("neighbours, compiling:    {meanwhile}");
+    let (took, called) = compiling.join_next().await.unwrap().unwrap();
+    println!("the first call of the module: {took:?}, {:?}", called.err());
+    assert!(took < Duration::from_secs(9), "the caller's deadline holds");
 }
 
 struct Latency {

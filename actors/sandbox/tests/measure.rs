@@ -104,7 +104,7 @@ async fn warm_calls_a_second() {
     let mut kept = Durable::create(&compiled, Setup::of("acme", "f"))
         .await
         .unwrap();
-    let kind = Sandbox::new(Library::new(engine(), shelf()));
+    let kind = Sandbox::new(Library::new(engine(), common::threads(), shelf()));
     let mut child = Kept::begin(&kind).await;
     child.call(&create("ledger@1.0.0")).await;
     let request = bytes("draw", b"ada");
@@ -128,7 +128,7 @@ async fn warm_calls_a_second() {
             kept.call("count", Args::Numbers(&[]), |_| ())
                 .await
                 .unwrap();
-            kept.take_delta().unwrap();
+            kept.take_delta().await.unwrap();
         }
         let durable = begun.elapsed();
         let begun = Instant::now();
@@ -163,7 +163,7 @@ async fn checkpoint(compiled: &Compiled, name: &str, every: i32, dirty: u32) {
     let mut kept = Durable::create(compiled, Setup::of("acme", "f"))
         .await
         .unwrap();
-    kept.take_delta();
+    kept.take_delta().await;
     let (mut calls, mut deltas, mut full, mut hashed) = (vec![], vec![], vec![], vec![]);
     let mut instance = Instance::create(compiled, Setup::of("acme", "f"))
         .await
@@ -180,7 +180,7 @@ async fn checkpoint(compiled: &Compiled, name: &str, every: i32, dirty: u32) {
             .unwrap();
         calls.push(begun.elapsed().saturating_sub(alone));
         let begun = Instant::now();
-        bytes = kept.take_delta().map_or(0, |delta| delta.len());
+        bytes = kept.take_delta().await.map_or(0, |delta| delta.len());
         deltas.push(begun.elapsed());
         let begun = Instant::now();
         let copy = black_box(kept.memory().to_vec());

@@ -49,7 +49,12 @@ fn pool_of(wat: &str, slots: u32, instances: u32) -> FunctionPool {
     let engine = Engine::with_slots(slots).unwrap();
     let compiled = engine.compile(&wat::parse_str(wat).unwrap()).unwrap();
     let setup = Setup::of("acme", "function");
-    FunctionPool::start(compiled, setup, NonZeroU32::new(instances).unwrap())
+    FunctionPool::start(
+        compiled,
+        setup,
+        NonZeroU32::new(instances).unwrap(),
+        common::threads(),
+    )
 }
 
 async fn numbers(pool: &FunctionPool, call: FunctionCall) -> Result<Value, FunctionError> {
@@ -68,6 +73,8 @@ async fn every_call_begins_in_the_first_state() {
             Ok(json!([1]))
         );
     }
+    // The answer leaves before its instance is put back.
+    tokio::time::sleep(Duration::from_millis(20)).await;
     let stats = pool.stats();
     assert_eq!((stats.answered, stats.failed, stats.refused), (50, 0, 0));
     assert_eq!(stats.instances, 1, "one at a time needs one");
@@ -202,7 +209,7 @@ async fn a_full_engine_makes_calls_wait_not_fail() {
     let holder = understudy_sandbox::Instance::create(&compiled, setup.clone())
         .await
         .unwrap();
-    let pool = FunctionPool::start(compiled, setup, NonZeroU32::MIN);
+    let pool = FunctionPool::start(compiled, setup, NonZeroU32::MIN, common::threads());
     let waits = numbers(&pool, call("count", json!([]), 8_000));
     let frees = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -220,8 +227,8 @@ async fn functions_of_a_node_are_found_by_name_version_and_hash() {
     shelf
         .0
         .insert("bad@1.0.0".into(), b"\0asm\x01\0\0\0\x01".to_vec());
-    let library = Library::new(Engine::with_slots(16).unwrap(), shelf);
-    let functions = Functions::new(library.clone(), log_denials());
+    let library = Library::new(Engine::with_slots(16).unwrap(), common::threads(), shelf);
+    let functions = Functions::new(library.clone(), common::threads(), log_denials());
     let policy = Policy::default();
     let ask = async |module: &str, sha256: Option<ModuleHash>| {
         let module: ModuleId = module.parse().unwrap();
@@ -266,7 +273,12 @@ async fn warm_calls_are_counted_in_thousands() {
         let pool = pool.clone();
         callers.spawn(async move {
             for _ in 0..20 {
-                let answer = numbers(&pool, call("count", json!([]), 10_000)).await;
+                let mut answer = numbers(&pool, call("count", json!([]), 10_000)).await;
+                // Before there is any instance, only so many may wait.
+                while let Err(FunctionError::Overloaded { retry_after }) = answer {
+                    tokio::time::sleep(retry_after).await;
+                    answer = numbers(&pool, call("count", json!([]), 10_000)).await;
+                }
                 assert_eq!(answer, Ok(json!([1])));
             }
         });

@@ -88,7 +88,7 @@ async fn run(kind: &impl Kind, module: &str, seed: u64, call: fn(&mut Chance) ->
 }
 
 async fn all(engine: Engine, schedules: u64) {
-    let kind = Sandbox::new(Library::new(engine, shelf()));
+    let kind = Sandbox::new(Library::new(engine, common::threads(), shelf()));
     let mut kills = 0;
     for seed in 0..schedules {
         kills += run(&kind, "hidden@1.0.0", seed, hidden).await;
@@ -111,7 +111,7 @@ async fn the_same_holds_for_a_guest_with_goroutines_and_a_garbage_collector() {
     };
     let mut modules = shelf();
     modules.0.insert("go@1.0.0".to_owned(), wasm);
-    let kind = Sandbox::new(Library::new(engine(), modules));
+    let kind = Sandbox::new(Library::new(engine(), common::threads(), modules));
     let mut kills = 0;
     for seed in 0..SCHEDULES / 10 {
         kills += run(&kind, "go@1.0.0", seed, ledger).await;
@@ -134,17 +134,17 @@ async fn a_guest_that_is_restored_without_its_globals_is_another_guest() {
     let compiled = engine().compile(&hidden).unwrap();
     let setup = Setup::of("acme", "s");
     let mut first = Durable::create(&compiled, setup.clone()).await.unwrap();
-    let mut deltas = vec![first.take_delta().unwrap()];
-    let initial = Delta::decode(&deltas[0]).unwrap().rest.globals;
+    let mut deltas = vec![first.take_delta().await.unwrap()];
+    let initial = Delta::decode(&deltas[0]).await.unwrap().rest.globals;
     for _ in 0..3 {
         draw(&mut first).await;
-        deltas.push(first.take_delta().unwrap());
+        deltas.push(first.take_delta().await.unwrap());
     }
-    let mut last = Delta::decode(&deltas[3]).unwrap();
+    let mut last = Delta::decode(&deltas[3]).await.unwrap();
     assert_ne!(last.rest.globals, initial);
     last.rest.globals = initial;
     let mut forged = deltas[..3].to_vec();
-    forged.push(last.encode());
+    forged.push(last.encode().await);
     let whole = Durable::restore(&compiled, setup.clone(), None, &deltas).await;
     let poorer = Durable::restore(&compiled, setup, None, &forged).await;
     let (mut whole, mut poorer) = (whole.unwrap(), poorer.unwrap());

@@ -178,7 +178,7 @@ async fn a_go_program_that_is_killed_at_any_time_answers_as_one_that_is_not() {
     };
     let mut shelf = Shelf::default();
     shelf.0.insert("go@1.0.0".into(), wasm);
-    let kind = Sandbox::new(Library::new(engine(), shelf));
+    let kind = Sandbox::new(Library::new(engine(), common::threads(), shelf));
     let policy = Policy::deterministic(3);
     let create = json!({"op": "create", "module": "go@1.0.0", "policy": policy});
     let create = create.to_string().into_bytes();

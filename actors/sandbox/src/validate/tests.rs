@@ -167,6 +167,13 @@ fn everything_has_a_limit() {
     check_wat(&format!("(module (func (param {parameters})))"), "too_many");
     let body = "(drop (i64.const 0x7fffffffffffffff))".repeat(200_000);
     check_wat(&format!("(module (func {body}))"), "too_many");
+    let jumps = "0 ".repeat(20_001);
+    check_wat(
+        &format!("(module (func (br_table {jumps} (i32.const 0))))"),
+        "too_many",
+    );
+    let jumps = format!("(func (br_table {} (i32.const 0)))", "0 ".repeat(19_000));
+    check_wat(&format!("(module {})", jumps.repeat(53)), "too_many");
     let name = "n".repeat(513);
     check_wat(&format!(r#"(module (func (export "{name}")))"#), "too_many");
 }

@@ -11,6 +11,7 @@ use understudy_protocol::wire::envelope::CallKey;
 use understudy_sandbox::Engine;
 use understudy_sandbox::dirty::Scanner;
 use understudy_sandbox::module::{Module, ModuleError, ModuleId, ModuleSource};
+use understudy_sandbox::threads::GuestThreads;
 use understudy_supervision::{Checkpoint, Child, Context, Handled, Kind, Request, StartError};
 
 pub const HIDDEN: &str = include_str!("../guests/hidden.wat");
@@ -35,6 +36,14 @@ pub fn shelf() -> Shelf {
     shelf.0.insert("hidden@1.0.0".to_owned(), hidden);
     shelf.0.insert("ledger@1.0.0".to_owned(), LEDGER.to_vec());
     shelf
+}
+
+/// The threads of all guests.
+pub fn threads() -> GuestThreads {
+    static THREADS: OnceLock<GuestThreads> = OnceLock::new();
+    THREADS
+        .get_or_init(|| GuestThreads::start().unwrap())
+        .clone()
 }
 
 /// One engine that asks the kernel which pages were written.
