@@ -28,6 +28,7 @@ struct Inner<M> {
     engine: Engine,
     /// Of the engine's settings: the other half of what names compiled code.
     settings: u64,
+    threads: GuestThreads,
     source: M,
     limits: Limits,
     cache: Cache<Compiled, LoadError>,
@@ -85,7 +86,8 @@ impl<M: ModuleSource> Library<M> {
             settings: settings.finish(),
             source,
             limits: Limits::NODE,
-            cache: Cache::new(threads),
+            cache: Cache::new(threads.clone()),
+            threads,
             remembered: Mutex::new(HashMap::new()),
         }))
     }
@@ -93,6 +95,11 @@ impl<M: ModuleSource> Library<M> {
     /// The engine that it compiles for.
     pub fn engine(&self) -> &Engine {
         &self.0.engine
+    }
+
+    /// The threads on which it compiles, and on which its guests should run.
+    pub fn threads(&self) -> &GuestThreads {
+        &self.0.threads
     }
 
     /// A tenant's module, ready to run. With `wanted`, only if it has this hash.

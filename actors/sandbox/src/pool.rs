@@ -173,7 +173,6 @@ pub struct Functions<M> {
     library: Library<M>,
     denials: DenialSink,
     instances_max: NonZeroU32,
-    threads: GuestThreads,
     pools: Mutex<HashMap<PoolKey, Arc<FunctionPool>>>,
 }
 
@@ -187,14 +186,13 @@ struct PoolKey {
 }
 
 impl<M: ModuleSource> Functions<M> {
-    /// The functions of a library, which run on these threads. Denials are told to `denials`.
-    pub fn new(library: Library<M>, threads: GuestThreads, denials: DenialSink) -> Functions<M> {
+    /// The functions of a library, which run on its threads. Denials are told to `denials`.
+    pub fn new(library: Library<M>, denials: DenialSink) -> Functions<M> {
         let instances_max = NonZeroU32::new(INSTANCES_MAX).unwrap_or(NonZeroU32::MIN);
         Functions {
             library,
             denials,
             instances_max,
-            threads,
             pools: Mutex::default(),
         }
     }
@@ -265,7 +263,7 @@ impl<M: ModuleSource> Functions<M> {
                 retry_after: END_IDLE,
             });
         }
-        let threads = self.threads.clone();
+        let threads = self.library.threads().clone();
         let pool = FunctionPool::start(compiled, setup, self.instances_max, threads);
         let pool = Arc::new(pool);
         pools.insert(key, pool.clone());

@@ -9,11 +9,13 @@
 //! that have computed for long. So guests get threads enough that one who comes rarely finds all of them
 //! taken, and the kernel shares the cores among them.
 
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::task::JoinSet;
 
 /// Threads a core: so many guests that never stop may run before one more waits for a slice to end.
 const THREADS_A_CORE: usize = 8;
@@ -34,6 +36,11 @@ pub struct GuestThreads {
 
 #[derive(Debug)]
 struct Owner(Option<Runtime>);
+
+/// What was to be done panicked. Nothing of it is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it panicked on a guest's thread")]
+pub struct Lost;
 
 impl GuestThreads {
     /// Starts them.
@@ -61,6 +68,22 @@ impl GuestThreads {
         })
     }
 
+    /// Does something on these threads, and ends it when this future is dropped.
+    ///
+    /// # Errors
+    /// It panicked; nothing of it is left.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Lost> {
+        let mut owner = JoinSet::new();
+        owner.spawn_on(work, &self.handle);
+        match owner.join_next().await {
+            Some(Ok(done)) => Ok(done),
+            Some(Err(_)) | None => Err(Lost),
+        }
+    }
+
     /// Makes this thread, for good, and those that it starts, less important than guests: for compilers,
     /// on a thread of this runtime that may be held. What a compiler starts to share its work with has the
     /// importance of whichever thread first wanted it.
@@ -84,5 +107,53 @@ impl Drop for Owner {
             // The last clone may well be dropped by a task, which may not wait.
             runtime.shutdown_background();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::future::pending;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_is_done_on_a_guests_thread_which_comes_after_the_nodes() {
+        let threads = GuestThreads::start().unwrap();
+        let own = rustix::process::getpriority_process(None).unwrap();
+        let work = async {
+            let name = std::thread::current().name().map(str::to_owned);
+            (name, rustix::process::getpriority_process(None).unwrap())
+        };
+        let (name, nice) = threads.run(work).await.unwrap();
+        assert_eq!(name.as_deref(), Some("guests"));
+        assert!(nice >= NICE.max(own), "{nice}, and the node's {own}");
+        assert_eq!(rustix::process::getpriority_process(None).unwrap(), own);
+        assert_eq!(
+            threads.run(async { panic!("on purpose") }).await,
+            Err::<(), _>(Lost)
+        );
+    }
+
+    #[tokio::test]
+    async fn work_that_nobody_waits_for_ends() {
+        struct Ends(mpsc::SyncSender<()>);
+        impl Drop for Ends {
+            fn drop(&mut self) {
+                let _ = self.0.send(());
+            }
+        }
+        let threads = GuestThreads::start().unwrap();
+        let (ends, ended) = mpsc::sync_channel(1);
+        let work = async move {
+            let _ends = Ends(ends);
+            pending::<()>().await;
+        };
+        let given_up = tokio::time::timeout(Duration::from_millis(20), threads.run(work)).await;
+        assert!(given_up.is_err());
+        assert_eq!(ended.recv_timeout(Duration::from_secs(10)), Ok(()));
     }
 }

@@ -64,7 +64,7 @@ fn node(more: &[(&str, Vec<u8>)]) -> Node {
     let denials = Arc::new(move |_| {
         sink.fetch_add(1, Ordering::Relaxed);
     });
-    let functions = Functions::new(library.clone(), common::threads(), denials);
+    let functions = Functions::new(library.clone(), denials);
     let functions = functions.with_instances(NonZeroU32::new(5).unwrap());
     Node {
         functions,

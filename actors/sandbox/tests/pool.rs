@@ -228,7 +228,7 @@ async fn functions_of_a_node_are_found_by_name_version_and_hash() {
         .0
         .insert("bad@1.0.0".into(), b"\0asm\x01\0\0\0\x01".to_vec());
     let library = Library::new(Engine::with_slots(16).unwrap(), common::threads(), shelf);
-    let functions = Functions::new(library.clone(), common::threads(), log_denials());
+    let functions = Functions::new(library.clone(), log_denials());
     let policy = Policy::default();
     let ask = async |module: &str, sha256: Option<ModuleHash>| {
         let module: ModuleId = module.parse().unwrap();
