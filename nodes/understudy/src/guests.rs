@@ -37,6 +37,7 @@ use understudy_sandbox::module::{
     TransferError,
 };
 use understudy_sandbox::pool::Functions;
+use understudy_sandbox::threads::GuestThreads;
 use understudy_sandbox::{Engine, Library, Limits, Policy, Sandbox, sandbox};
 use understudy_supervision::driver::Kinds;
 
@@ -44,7 +45,7 @@ use events::{Teller, Watched};
 use files::ModuleFiles;
 
 /// The guests of a node.
-pub struct Guests {
+pub(crate) struct Guests {
     handle: Arc<OnceLock<Handle>>,
     library: Library<Fetched>,
     teller: Teller,
@@ -52,12 +53,24 @@ pub struct Guests {
     function_instances: NonZeroU32,
 }
 
+/// Why there are no guests on a node. Nothing is left of what was made for them.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestsError {
+    /// There is no engine.
+    #[error("{0}\n  fewer guests need fewer addresses: set `[sandbox] guests` lower")]
+    Engine(#[from] EngineError),
+    /// There are no threads for them to run on.
+    #[error("the threads of guests cannot start: {0}")]
+    Threads(std::io::Error),
+}
+
 impl Guests {
     /// The engine, and a folder for modules below `data`.
     ///
     /// # Errors
-    /// There is no engine; nothing is left of it.
-    pub fn start(config: &SandboxConfig, data: &Path) -> Result<Guests, EngineError> {
+    /// See [`GuestsError`].
+    pub(crate) fn start(config: &SandboxConfig, data: &Path) -> Result<Guests, GuestsError> {
+        let threads = GuestThreads::start().map_err(GuestsError::Threads)?;
         let engine = Engine::with_slots(config.guests)?;
         if engine.slots() < config.guests {
             warn!(
@@ -73,7 +86,7 @@ impl Guests {
             fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
         };
         Ok(Guests {
-            library: Library::new(engine, fetched),
+            library: Library::new(engine, threads, fetched),
             teller: Teller::new(handle.clone()),
             handle,
             limits: limits(config),
@@ -83,7 +96,7 @@ impl Guests {
     }
 
     /// These kinds, and the two of guests.
-    pub fn register(&self, kinds: Kinds) -> Kinds {
+    pub(crate) fn register(&self, kinds: Kinds) -> Kinds {
         let sandboxes = Sandbox::telling(self.library.clone(), self.teller.denials());
         let sandboxes = sandboxes.limited(self.limits);
         kinds
@@ -92,13 +105,13 @@ impl Guests {
     }
 
     /// The node that asks for modules, once it runs. Until then none is to be had.
-    pub fn know(&self, handle: Handle) {
+    pub(crate) fn know(&self, handle: Handle) {
         // Nobody else sets it.
         let _ = self.handle.set(handle);
     }
 
     /// The node's pools. A function is granted nothing, and may use what any guest may.
-    pub fn functions(&self) -> RunFunctions {
+    pub(crate) fn functions(&self) -> RunFunctions {
         let functions = Functions::new(self.library.clone(), self.teller.denials());
         let functions = Arc::new(functions.with_instances(self.function_instances));
         let (teller, limits) = (self.teller.clone(), self.limits);

@@ -8,6 +8,6 @@
 
 pub mod cli;
 pub mod dev;
-mod guests;
+pub mod guests;
 pub mod node;
 pub mod run;

@@ -28,7 +28,6 @@ use understudy_gateway::{Reach, Token};
 use understudy_protocol::cluster::directory::Command;
 use understudy_protocol::id::{IncarnationId, NodeId, StoreId};
 use understudy_protocol::wire::heart::{DeathNote, HeartMessage};
-use understudy_sandbox::engine::EngineError;
 use understudy_store::{DataDir, OnDamage, OpenError, Probe, ReplicaThread};
 use understudy_supervision::driver::Kinds;
 use understudy_transport::heart;
@@ -38,7 +37,7 @@ use understudy_warden::{
     NotesError, SpawnError, WardenClient, WardenEvent, forget_note, kept_notes,
 };
 
-use crate::guests::Guests;
+use crate::guests::{Guests, GuestsError};
 
 /// A running node.
 pub struct Node {
@@ -97,9 +96,9 @@ pub enum StartError {
     /// The store was not opened.
     #[error("the store could not be opened: {0}")]
     Store(OpenError),
-    /// There is no engine for guests.
-    #[error("{0}\n  fewer guests need fewer addresses: set `[sandbox] guests` lower")]
-    Guests(EngineError),
+    /// Guests cannot run here.
+    #[error(transparent)]
+    Guests(GuestsError),
     /// There is no thread for the store.
     #[error("the store's thread could not be started: {0}")]
     Thread(std::io::Error),

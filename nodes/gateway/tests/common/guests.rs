@@ -13,6 +13,7 @@ use understudy_protocol::id::{ChildId, IncarnationId, NodeId, Seq};
 use understudy_protocol::wire::envelope::CallKey;
 use understudy_sandbox::module::{self, Module, ModuleError, ModuleId, ModuleSource, Modules};
 use understudy_sandbox::pool::Functions;
+use understudy_sandbox::threads::GuestThreads;
 use understudy_sandbox::{Engine, Library, Limits, Policy, Sandbox};
 use understudy_supervision::{Checkpoint, Child as _, Context, Handled, Kind as _, Request};
 
@@ -81,7 +82,8 @@ impl Guests {
     pub(crate) fn new() -> Guests {
         let children = Children::default();
         let engine = Engine::with_slots(16).unwrap();
-        let library = Library::new(engine, Pulled(children.clone()));
+        let threads = GuestThreads::start().unwrap();
+        let library = Library::new(engine, threads, Pulled(children.clone()));
         Guests { library, children }
     }
 
