@@ -97,6 +97,20 @@ pub fn child(text: &str) -> Result<ChildId, Problem> {
     })
 }
 
+/// The id of a light child, out of names that come one by one: none of them may reach into the next.
+pub fn light(tenant: &str, kind: &str, key: &str) -> Result<ChildId, Problem> {
+    let child = child(&format!("{tenant}/{kind}/{key}"))?;
+    let parts = (child.tenant(), child.kind(), child.key());
+    if parts == (tenant, kind, key) && !child.is_dedicated() {
+        return Ok(child);
+    }
+    Err(Problem::new(
+        Kind::Invalid,
+        format!("`{}` is no name of a tenant", shown(tenant)),
+    )
+    .hint("a tenant's name has no `/` and begins with no `@`, as in `default`"))
+}
+
 /// Whose a module or a sandbox is, unless somebody says.
 pub const TENANT: &str = "default";
 
@@ -139,6 +153,20 @@ mod tests {
             if let Some(read) = read {
                 assert_eq!(span(&span_text(read)).unwrap(), read);
             }
+        }
+    }
+
+    #[test]
+    fn a_tenant_cannot_name_another_kind() {
+        assert!(light("acme", "sandbox", "a/b").is_ok());
+        for (tenant, key) in [
+            ("acme/counter", "a"),
+            ("@acme", "a"),
+            ("", "a"),
+            ("acme", ""),
+        ] {
+            let refused = light(tenant, "sandbox", key).unwrap_err();
+            assert_eq!(refused.kind, Kind::Invalid, "{tenant:?} {key:?}");
         }
     }
 

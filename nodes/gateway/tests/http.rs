@@ -714,7 +714,7 @@ async fn a_module_is_pushed_listed_and_looked_at() {
         .iter()
         .find(|export| export["name"] == "add")
         .unwrap();
-    assert_eq!(add["type_text"], "(i64) -> (i64)");
+    assert_eq!(add["type"], "(i64) -> (i64)");
     served.stop().await;
 }
 
@@ -748,7 +748,13 @@ async fn a_push_that_is_not_right_is_refused_by_name() {
             "invalid",
         ),
         ("sum/1.0.5", "", Vec::new(), 507, "quota_exceeded"),
-        ("sum/1.0.6", "?tenant=a/b", wasm.clone(), 400, "invalid"),
+        (
+            "sum/1.0.6",
+            "?tenant=a/counter",
+            wasm.clone(),
+            400,
+            "invalid",
+        ),
         ("sum/1.0.7", "?tenent=a", wasm.clone(), 400, "invalid"),
     ] {
         let answer = served.pushed(id, query, wasm, status).await;
@@ -936,7 +942,7 @@ async fn what_a_guest_does_wrong_has_a_name() {
         ),
         (
             "/v1/sandboxes",
-            json!({"name": "t/u", "module": "sum"}),
+            json!({"name": "", "module": "sum"}),
             400,
             "invalid",
         ),

@@ -187,7 +187,7 @@ impl Latest {
 
 async fn highest(gateway: &Gateway, tenant: &str, name: &str) -> Result<ModuleId, Problem> {
     let begins = format!("{tenant}/{KIND}/{name}@");
-    params::child(&begins)?;
+    params::light(tenant, KIND, &format!("{name}@"))?;
     let of = ChildrenOf {
         tenant: Some(tenant.to_owned()),
         kind: Some(KIND.to_owned()),
@@ -313,24 +313,25 @@ async fn send(
     Ok((told, was_there))
 }
 
-/// Asks until there is an answer, which a module's child may be: a push that comes again changes nothing.
+/// Asks until there is an answer, which may be a refusal: a push that comes again changes nothing.
 async fn sure(gateway: &Gateway, child: &ChildId, what: &Ask, raw: &[u8]) -> Result<Told, Problem> {
     let until = Instant::now() + PART_PATIENCE;
+    let body = module::encode(what, raw);
     loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let asked = ask(gateway, child, what, raw, left.min(ONCE)).await;
-        let again = |problem: &Problem| {
-            let passes = matches!(
-                problem.kind,
-                Kind::Overloaded | Kind::Unavailable | Kind::DeadlineExceeded
-            );
-            passes.then_some(problem.retry_after.unwrap_or(AGAIN).min(AGAIN))
+        let left = until.saturating_duration_since(Instant::now()).min(ONCE);
+        let problem = match gateway.ask(child.clone(), None, body.clone(), left).await {
+            Ok(answered) => return told(&answered.body),
+            Err(problem) => problem,
         };
-        let wait = asked.as_ref().err().and_then(again);
-        match wait {
-            Some(wait) if Instant::now() + wait < until => tokio::time::sleep(wait).await,
-            _ => return asked,
+        let passes = matches!(
+            problem.kind,
+            Kind::Overloaded | Kind::Unavailable | Kind::DeadlineExceeded
+        );
+        let wait = problem.retry_after.unwrap_or(AGAIN).min(AGAIN);
+        if !passes || Instant::now() + wait >= until {
+            return Err(problem);
         }
+        tokio::time::sleep(wait).await;
     }
 }
 
@@ -538,7 +539,7 @@ fn view_name(view: &understudy_control::handle::View, listed: &Listed) -> String
 }
 
 fn child(tenant: &str, id: &ModuleId) -> Result<ChildId, Problem> {
-    params::child(&format!("{tenant}/{KIND}/{id}"))
+    params::light(tenant, KIND, &id.to_string())
 }
 
 fn bad_id(error: module::ModuleIdError) -> Problem {

@@ -335,14 +335,7 @@ fn framed(head: &Value, raw: &[u8]) -> Bytes {
 }
 
 fn child(tenant: &str, name: &str) -> Result<ChildId, Problem> {
-    let child = params::child(&format!("{tenant}/{KIND}/{name}"))?;
-    match child.is_dedicated() {
-        false => Ok(child),
-        true => Err(
-            Problem::new(Kind::Invalid, "a tenant's name begins with no `@`")
-                .hint("name a tenant, such as `default`"),
-        ),
-    }
+    params::light(tenant, KIND, name)
 }
 
 /// The longest body of a call of a guest: what a call carries, less its head.

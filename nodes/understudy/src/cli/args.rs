@@ -556,20 +556,15 @@ fn module_or_name(text: &str) -> Result<String, String> {
 }
 
 fn tenant(text: &str) -> Result<String, String> {
-    named(text, &format!("{text}/sandbox/a"))
+    let read = params::light(text, "sandbox", "a");
+    read.map(|_| text.to_owned())
+        .map_err(|problem| problem.hint.unwrap_or(problem.detail))
 }
 
 fn sandbox(text: &str) -> Result<String, String> {
-    named(text, &format!("a/sandbox/{text}"))
-}
-
-/// A text that is one name of the child.
-fn named(text: &str, child: &str) -> Result<String, String> {
-    match ChildId::parse(child) {
-        Ok(child) if !child.is_dedicated() => Ok(text.to_owned()),
-        Ok(_) => Err("a tenant's name begins with no `@`".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
+    let read = params::light(params::TENANT, "sandbox", text);
+    read.map(|_| text.to_owned())
+        .map_err(|problem| problem.detail)
 }
 
 fn durability(text: &str) -> Result<Durability, String> {

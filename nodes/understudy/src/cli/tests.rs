@@ -107,7 +107,7 @@ fn what_is_mistyped_is_refused_with_what_was_meant() {
         ("understudy module push a.wasm Hash@1.0.0", "a-z"),
         ("understudy module push a.wasm hash@one", "no version"),
         ("understudy sandbox create s", "--module"),
-        ("understudy sandbox create a/b --module hash", "three names"),
+        ("understudy sandbox list --tenant a/counter", "has no `/`"),
         (
             "understudy sandbox create s --module hash --durability never",
             "interval=500ms",
