@@ -31,6 +31,15 @@ const LEDGER: &str = r#"(module
   (func $fail (export "fail") (global.set $count (i64.const -1)) (unreachable))
   (func (export "spin") (loop (br 0))))"#;
 
+/// A guest that asks for the time.
+const CURIOUS: &str = r#"(module
+  (import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "now") (result i32) (call $clock (i32.const 0) (i64.const 0) (i32.const 0))))"#;
+
+/// What WASI preview 1 answers to who may not.
+const EACCES: i32 = 2;
+
 /// What the guest answers when nothing ever happens to it.
 struct Undisturbed {
     state: i64,
@@ -177,26 +186,50 @@ async fn what_cannot_be_is_refused_by_name_and_the_node_goes_on() -> Result<()> 
     let printed = done(&cluster, 1, &["function", "call", "ledger", "enter", "7"])?;
     assert_eq!(printed, text(Undisturbed::new().enter(7)));
 
-    // Traps are seen by people, where the guest ran.
+    // A guest that reaches for what it may not is told so, and goes on.
+    push(&cluster, 0, CURIOUS, "curious@1.0.0")?;
+    for name in ["denied", "granted"] {
+        let policy = cluster.dir().join("policy.json");
+        let clock = json!({ "clock": if name == "granted" { "virtual" } else { "denied" } });
+        std::fs::write(&policy, clock.to_string())?;
+        let policy = policy.to_str().context("the folder is not UTF-8")?;
+        let create = [
+            "sandbox", "create", name, "--module", "curious", "--policy", policy,
+        ];
+        done(&cluster, 0, &create)?;
+        let asked = done(&cluster, 0, &["sandbox", "call", name, "now", "--json"])?;
+        let asked: Value = serde_json::from_str(&asked)?;
+        let (errno, denied) = if name == "granted" {
+            (0, 0)
+        } else {
+            (EACCES, 1)
+        };
+        assert_eq!(
+            (&asked["results"], &asked["denied"]),
+            (&json!([errno]), &json!(denied))
+        );
+    }
+
+    // Traps and denials are seen by people, where the guest ran.
     let mut told = Vec::new();
     for url in cluster.urls() {
         let events = cluster.client().events(&url).await?;
-        told.extend(
-            events
-                .into_iter()
-                .filter(|(kind, _)| kind == "guest_trapped"),
-        );
+        told.extend(events);
     }
-    assert!(
-        told.iter()
-            .any(|(_, text)| text.starts_with("default/sandbox/s:")),
-        "{told:?}"
-    );
-    assert!(
-        told.iter()
-            .any(|(_, text)| text.starts_with("default/ledger@1.0.0:")),
-        "{told:?}"
-    );
+    for (kind, whose) in [
+        ("guest_trapped", "default/sandbox/s:"),
+        ("guest_trapped", "default/ledger@1.0.0:"),
+        ("guest_denied", "default/denied: clock_time_get"),
+    ] {
+        let seen = told
+            .iter()
+            .any(|(of, text)| of == kind && text.starts_with(whose));
+        assert!(seen, "no {kind} of {whose}: {told:?}");
+    }
+    let granted = told
+        .iter()
+        .any(|(_, text)| text.contains("default/granted"));
+    assert!(!granted, "{told:?}");
     end(&mut cluster).await
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::str::FromStr as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Json;
@@ -150,7 +150,10 @@ pub(super) async fn inspect(
 /// Which version of a module a bare name means: the highest that is sealed, and of those one that is no
 /// pre-release, if there is any. Asked again after [`LATEST_KEPT`], since a new one may have come.
 #[derive(Clone, Default)]
-pub(super) struct Latest(Arc<Mutex<HashMap<(String, String), (Instant, ModuleId)>>>);
+pub(super) struct Latest(Arc<Mutex<Known>>);
+
+/// By tenant and name: the version, and when that was found out.
+type Known = HashMap<(String, String), (Instant, ModuleId)>;
 
 impl Latest {
     /// The module that `text` means: `name@version`, or a bare name.
@@ -180,7 +183,7 @@ impl Latest {
         Ok(found)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), (Instant, ModuleId)>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
