@@ -16,6 +16,9 @@ use crate::wasi::Errno;
 /// The first descriptor of a folder; those before are standard input, output and error.
 pub(crate) const FIRST_FD: u32 = 3;
 
+/// The flag of a descriptor whose writes go to the end of the file.
+const APPEND: u16 = 1;
+
 /// The number under which the roots of folders begin; it cannot be a file's.
 const ROOT: u64 = 1;
 
@@ -65,8 +68,9 @@ struct Open {
     at: u64,
     #[n(4)]
     access: Access,
+    /// WASI's `fdflags`. Only appending makes a difference here; the others are kept to be told.
     #[n(5)]
-    append: bool,
+    flags: u16,
 }
 
 /// What a descriptor was opened for.
@@ -85,7 +89,7 @@ pub(crate) struct How {
     pub(crate) folder: bool,
     pub(crate) exclusive: bool,
     pub(crate) truncate: bool,
-    pub(crate) append: bool,
+    pub(crate) flags: u16,
     pub(crate) access: Access,
 }
 
@@ -137,7 +141,7 @@ impl Files {
                         read: true,
                         write: folder.write,
                     },
-                    append: false,
+                    flags: 0,
                 },
             );
             for (name, text) in &folder.files {
@@ -242,6 +246,10 @@ impl Files {
         let free = (FIRST_FD..).find(|fd| !self.open.contains_key(fd));
         let fd = free.filter(|_| self.open.len() < OPEN_MAX + self.mounts.len());
         let fd = fd.ok_or(Errno::MFILE)?;
+        let how = How {
+            folder: how.folder || path.ends_with(b"/"),
+            ..how
+        };
         let inode = match self.names.get(&name).copied() {
             Some(_) if how.create && how.exclusive => return Err(Errno::EXIST.into()),
             Some(inode) => inode,
@@ -268,7 +276,7 @@ impl Files {
             inode,
             at: 0,
             access: how.access,
-            append: how.append,
+            flags: how.flags,
         };
         self.open.insert(fd, open);
         Ok(fd)
@@ -310,9 +318,15 @@ impl Files {
         Ok(())
     }
 
-    pub(crate) fn access(&self, fd: u32) -> Result<(Access, bool), Errno> {
+    /// What it was opened for, and its flags.
+    pub(crate) fn access(&self, fd: u32) -> Result<(Access, u16), Errno> {
         let open = self.descriptor(fd)?;
-        Ok((open.access, open.append))
+        Ok((open.access, open.flags))
+    }
+
+    pub(crate) fn set_flags(&mut self, fd: u32, flags: u16) -> Result<(), Errno> {
+        self.open.get_mut(&fd).ok_or(Errno::BADF)?.flags = flags;
+        Ok(())
     }
 
     pub(crate) fn stat(&self, fd: u32) -> Result<Stat, Errno> {
@@ -322,7 +336,11 @@ impl Files {
     pub(crate) fn stat_path(&self, fd: u32, path: &[u8]) -> Result<Stat, Refused> {
         let name = self.resolve(fd, path)?;
         let inode = self.names.get(&name).ok_or(Errno::NOENT)?;
-        Ok(self.stat_inode(*inode)?)
+        let stat = self.stat_inode(*inode)?;
+        match path.ends_with(b"/") && !stat.folder {
+            true => Err(Errno::NOTDIR.into()),
+            false => Ok(stat),
+        }
     }
 
     fn stat_inode(&self, inode: u64) -> Result<Stat, Errno> {
@@ -369,7 +387,7 @@ impl Files {
         };
         let start = match at {
             Some(at) => at,
-            None if open.append => content.len() as u64,
+            None if open.flags & APPEND != 0 => content.len() as u64,
             None => open.at,
         };
         let end = start.checked_add(bytes.len() as u64).ok_or(Errno::FBIG)?;
@@ -407,6 +425,16 @@ impl Files {
         Ok(())
     }
 
+    /// Makes the file at least so long.
+    pub(crate) fn allocate(&mut self, fd: u32, from: u64, bytes: u64) -> Result<(), Errno> {
+        let end = from.checked_add(bytes).ok_or(Errno::FBIG)?;
+        let stat = self.stat(fd)?;
+        if stat.folder {
+            return Err(Errno::BADF);
+        }
+        self.set_size(fd, end.max(stat.bytes))
+    }
+
     /// `whence`: 0 from the start, 1 from here, 2 from the end.
     pub(crate) fn seek(&mut self, fd: u32, by: i64, whence: u32) -> Result<u64, Errno> {
         let open = self.open.get_mut(&fd).ok_or(Errno::BADF)?;
@@ -434,7 +462,11 @@ impl Files {
             path => format!("{path}/"),
         };
         let from = (open.mount, prefix.clone());
-        let mut found = Vec::new();
+        // A guest never sees above its folder: what is above a root is the root.
+        let parent = open.path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let above = self.names.get(&(open.mount, parent.to_owned()));
+        let above = self.stat_inode(above.copied().unwrap_or(open.inode))?;
+        let mut found = vec![(".".to_owned(), self.stat(fd)?), ("..".to_owned(), above)];
         for ((mount, path), inode) in self.names.range(from..) {
             if *mount != open.mount || !path.starts_with(&prefix) {
                 break;
@@ -464,8 +496,11 @@ impl Files {
         let name = self.resolve(fd, path)?;
         self.may_write(name.0)?;
         let inode = *self.names.get(&name).ok_or(Errno::NOENT)?;
-        match (self.stat_inode(inode)?.folder, folder) {
-            (true, false) => return Err(Errno::ISDIR.into()),
+        match (
+            self.stat_inode(inode)?.folder,
+            folder || path.ends_with(b"/"),
+        ) {
+            (true, _) if !folder => return Err(Errno::ISDIR.into()),
             (false, true) => return Err(Errno::NOTDIR.into()),
             (true, true) if name.1.is_empty() => return Err(Errno::BUSY.into()),
             (true, true) if self.has_children(&name) => return Err(Errno::NOTEMPTY.into()),
@@ -484,7 +519,7 @@ impl Files {
             .is_some_and(|((mount, path), _)| *mount == name.0 && path.starts_with(&prefix))
     }
 
-    /// Gives a file another name, in place of whatever file has it. Folders keep theirs.
+    /// Gives a file or a folder another name, in place of a file or an empty folder that has it.
     pub(crate) fn rename(
         &mut self,
         fd: u32,
@@ -496,18 +531,47 @@ impl Files {
         self.may_write(from.0)?;
         self.may_write(to.0)?;
         let inode = *self.names.get(&from).ok_or(Errno::NOENT)?;
-        if self.stat_inode(inode)?.folder {
-            return Err(Errno::NOTSUP.into());
+        let folder = self.stat_inode(inode)?.folder;
+        if !folder && (path.ends_with(b"/") || new.ends_with(b"/")) {
+            return Err(Errno::NOTDIR.into());
+        }
+        if from == to {
+            return Ok(());
+        }
+        let below = format!("{}/", from.1);
+        if from.1.is_empty() || to.0 == from.0 && to.1.starts_with(&below) {
+            return Err(Errno::INVAL.into());
         }
         self.parent_is_folder(&to)?;
         let before = self.names.get(&to).copied();
-        if let Some(before) = before
-            && self.stat_inode(before)?.folder
-        {
-            return Err(Errno::ISDIR.into());
+        if let Some(before) = before {
+            match (folder, self.stat_inode(before)?.folder) {
+                (false, true) => return Err(Errno::ISDIR.into()),
+                (true, false) => return Err(Errno::NOTDIR.into()),
+                (true, true) if self.has_children(&to) || to.1.is_empty() => {
+                    return Err(Errno::NOTEMPTY.into());
+                }
+                _ => {}
+            }
         }
-        self.names.remove(&from);
-        self.names.insert(to, inode);
+        // The folder's own content moves with it.
+        let within = self.names.range((from.0, below.clone())..);
+        let within =
+            within.take_while(|((mount, path), _)| *mount == from.0 && path.starts_with(&below));
+        let mut moved: Vec<(String, u64)> = within
+            .map(|((_, path), inode)| (path[from.1.len()..].to_owned(), *inode))
+            .collect();
+        moved.push((String::new(), inode));
+        if moved
+            .iter()
+            .any(|(rest, _)| to.1.len() + rest.len() > PATH_BYTES_MAX)
+        {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        for (rest, inode) in moved {
+            self.names.remove(&(from.0, format!("{}{rest}", from.1)));
+            self.names.insert((to.0, format!("{}{rest}", to.1)), inode);
+        }
         before.into_iter().for_each(|before| self.forget(before));
         Ok(())
     }
@@ -524,7 +588,7 @@ mod tests {
         folder: false,
         exclusive: false,
         truncate: false,
-        append: false,
+        flags: 0,
         access: Access {
             read: true,
             write: false,
@@ -631,11 +695,43 @@ mod tests {
             .into_iter()
             .map(|(name, _)| name)
             .collect();
-        assert_eq!(names, ["d", "y"]);
+        assert_eq!(names, [".", "..", "d", "y"]);
         assert_eq!(files.remove(4, b"d", true), Err(Errno::NOTEMPTY.into()));
         files.rename(4, b"d/x", 4, b"y").unwrap();
         files.remove(4, b"d", true).unwrap();
-        assert_eq!(files.list(4).unwrap().len(), 1);
+        assert_eq!(files.list(4).unwrap().len(), 3);
         assert_eq!(files.remove(4, b".", true), Err(Errno::BUSY.into()));
+    }
+
+    #[test]
+    fn a_folder_takes_its_content_to_its_new_name() {
+        let mut files = two_folders();
+        files.make_folder(4, b"a").unwrap();
+        files.make_folder(4, b"a/b").unwrap();
+        files.open(4, b"a/b/c", WRITE).unwrap();
+        files.make_folder(4, b"full").unwrap();
+        files.open(4, b"full/x", WRITE).unwrap();
+        let rename = |files: &mut Files, from: &[u8], to: &[u8]| files.rename(4, from, 4, to);
+        assert_eq!(rename(&mut files, b"a", b"a/b/d"), Err(Errno::INVAL.into()));
+        assert_eq!(
+            rename(&mut files, b"a", b"full"),
+            Err(Errno::NOTEMPTY.into())
+        );
+        assert_eq!(
+            rename(&mut files, b"a", b"full/x"),
+            Err(Errno::NOTDIR.into())
+        );
+        assert_eq!(
+            rename(&mut files, b"full/x", b"a"),
+            Err(Errno::ISDIR.into())
+        );
+        assert_eq!(
+            rename(&mut files, b"full/x/", b"y"),
+            Err(Errno::NOTDIR.into())
+        );
+        rename(&mut files, b"a", b"z").unwrap();
+        assert!(files.stat_path(4, b"z/b/c").is_ok());
+        assert_eq!(files.stat_path(4, b"a"), Err(Errno::NOENT.into()));
+        assert_eq!(files.stat_path(4, b"z/b/c/"), Err(Errno::NOTDIR.into()));
     }
 }

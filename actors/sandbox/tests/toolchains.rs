@@ -1,4 +1,5 @@
-//! Guests that ordinary toolchains made: what they may reach, and that they survive kills.
+//! Guests that ordinary toolchains made, and what they may reach. That they survive kills is proved beside,
+//! in `schedules.rs`.
 //!
 //! Where a toolchain is not installed, its tests print a line that begins with `SKIPPED` and prove
 //! nothing; `guests/mod.rs` says how to install them.
@@ -10,11 +11,11 @@ mod guests;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use common::{Chance, Kept, Shelf, bytes, engine, head, numbers};
+use common::engine;
 use serde_json::json;
 use understudy_sandbox::policy::{Clock, Denial, Folder, Policy};
 use understudy_sandbox::validate::{self, Shape};
-use understudy_sandbox::{Args, CallError, Instance, Library, Outcome, Sandbox, Setup};
+use understudy_sandbox::{Args, CallError, Instance, Outcome, Setup};
 
 type Told = Arc<Mutex<Vec<Denial>>>;
 
@@ -167,70 +168,6 @@ async fn a_go_program_needs_a_clock_and_chance_to_begin_at_all() {
     assert!(log.contains("/etc/passwd"), "{log}");
     assert!(!escaped.contains("nil"), "{escaped}");
     drop(told);
-}
-
-/// The same as the schedules of the other guests, for one whose runtime keeps its state in globals that
-/// it does not export, with a heap that is collected.
-#[tokio::test]
-async fn a_go_program_that_is_killed_at_any_time_answers_as_one_that_is_not() {
-    let Some(wasm) = guests::module(guests::LEDGER_GO) else {
-        return;
-    };
-    let mut shelf = Shelf::default();
-    shelf.0.insert("go@1.0.0".into(), wasm);
-    let kind = Sandbox::new(Library::new(engine(), common::threads(), shelf));
-    let policy = Policy::deterministic(3);
-    let create = json!({"op": "create", "module": "go@1.0.0", "policy": policy});
-    let create = create.to_string().into_bytes();
-    let (mut kills, mut steps, mut most) = (0, 0, 0);
-    for seed in 0..10 {
-        let (mut calls, mut mishaps) = (Chance(seed), Chance(!seed));
-        let mut calm = Kept::begin(&kind).await;
-        let mut disturbed = Kept::begin(&kind).await;
-        for one in [&mut calm, &mut disturbed] {
-            assert_eq!(head(&one.call(&create).await), json!({"ok": true}));
-        }
-        for number in 0..25 {
-            let names = ["ada", "grace", "barbara", ""];
-            let name = names[calls.below(4) as usize].as_bytes();
-            let body = match calls.below(10) {
-                0..5 => bytes("draw", name),
-                5 | 6 => bytes("read", name),
-                7 => bytes("close", name),
-                8 => bytes("list", b""),
-                _ => numbers("spoil", json!([calls.below(100)])),
-            };
-            let expected = calm.call(&body).await;
-            match mishaps.below(6) {
-                0 | 1 => {
-                    disturbed.kill().await;
-                    kills += 1;
-                }
-                2 => {
-                    disturbed.perform(&body).await;
-                    disturbed.kill().await;
-                    kills += 1;
-                }
-                3 => disturbed.rebase().await,
-                _ => {}
-            }
-            let answer = disturbed.call(&body).await;
-            assert_eq!(answer, expected, "schedule {seed}, call {number}");
-            most = most.max(calm.records.steps.last().map_or(0, |step| step.len()));
-        }
-        steps += calm.records.steps.len();
-        disturbed.kill().await;
-        calm.rebase().await;
-        disturbed.rebase().await;
-        assert!(
-            calm.records.base == disturbed.records.base,
-            "schedule {seed}"
-        );
-    }
-    println!(
-        "go: 10 schedules, {kills} kills, {steps} steps, the largest {most} bytes, no difference"
-    );
-    assert!(kills > 20);
 }
 
 #[tokio::test]

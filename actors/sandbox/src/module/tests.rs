@@ -3,8 +3,11 @@
 use understudy_protocol::id::{ChildId, IncarnationId};
 use understudy_protocol::wire::envelope::CallKey;
 use understudy_supervision::testing::comes_back;
+use understudy_supervision::{Checkpoint, Child, Context, Kind, Request};
 
+use super::stored::{Content, Step, packed};
 use super::*;
+use crate::validate::Limits;
 
 /// A valid module of about `bytes` bytes.
 fn wasm(bytes: usize, salt: u8) -> Module {

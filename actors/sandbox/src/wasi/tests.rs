@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::policy::Folder;
+use crate::files::{Access, How};
+use crate::policy::{BUFFERS_MAX, COPY_BYTES_MAX, Folder, SUBSCRIPTIONS_MAX};
 use crate::{Args, CallError, Engine, Instance, Outcome, Setup};
 
 /// A guest that exports every function of preview 1 as it is, and a little to look into its memory.
@@ -245,7 +246,7 @@ async fn the_state_behind_a_guest_comes_back_with_its_checkpoint() {
         folder: false,
         exclusive: false,
         truncate: false,
-        append: true,
+        flags: 1,
         access: Access {
             read: true,
             write: true,
