@@ -140,7 +140,7 @@ mod tests {
     const SOURCES: [&str; 5] = [
         include_str!("../../../actors/sandbox/src/abi.rs"),
         include_str!("../../../actors/sandbox/src/library.rs"),
-        include_str!("../../../actors/sandbox/src/module.rs"),
+        include_str!("../../../actors/sandbox/src/module/wire.rs"),
         include_str!("../../../actors/sandbox/src/pool.rs"),
         include_str!("../../../actors/sandbox/src/sandbox.rs"),
     ];
