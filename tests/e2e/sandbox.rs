@@ -281,6 +281,48 @@ async fn modules_and_sandboxes_are_listed_wherever_they_are() -> Result<()> {
     end(&mut cluster).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_of_many_parts_is_whole_wherever_it_runs() -> Result<()> {
+    let mut cluster = Cluster::start(exe(), Options::default()).await?;
+    let mut wasm = wat::parse_str(LEDGER)?;
+    // A section that means nothing, of bytes that do not repeat.
+    let mut filling = vec![0; 3_500_000];
+    getrandom::fill(&mut filling).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let mut length = filling.len() + 2;
+    wasm.push(0);
+    while length >= 0x80 {
+        wasm.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    wasm.push(length as u8);
+    wasm.extend([1, b'x']);
+    wasm.extend(filling);
+    let file = cluster.dir().join("large.wasm");
+    std::fs::write(&file, &wasm)?;
+    let file = file.to_str().context("the folder is not UTF-8")?;
+    let began = Instant::now();
+    let pushed = done(&cluster, 0, &["module", "push", file, "ledger@2.0.0"])?;
+    assert!(
+        pushed.contains(&format!("{} bytes", wasm.len())),
+        "{pushed}"
+    );
+    println!("{} bytes were pushed in {:?}", wasm.len(), began.elapsed());
+    done(
+        &cluster,
+        0,
+        &["sandbox", "create", "s", "--module", "ledger"],
+    )?;
+    let mut undisturbed = Undisturbed::new();
+    let (answer, _) = entered(&mut cluster, 1).await?;
+    assert_eq!(answer, undisturbed.enter(1));
+    let owner = owner(&cluster).await?;
+    cluster.kill(owner)?;
+    let (answer, took) = entered(&mut cluster, 2).await?;
+    assert_eq!(answer, undisturbed.enter(2));
+    println!("another node answered after {took:?}, its module fetched");
+    end(&mut cluster).await
+}
+
 /// One call under its own key, asked of one node after the other until it is answered.
 async fn entered(cluster: &mut Cluster, number: i64) -> Result<(Value, Duration)> {
     let (client, began) = (cluster.client().clone(), Instant::now());

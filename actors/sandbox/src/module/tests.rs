@@ -1,3 +1,5 @@
+//! The kind in one process: pushes in parts, again, and of what is no module.
+
 #![allow(clippy::unwrap_used)]
 
 use understudy_protocol::id::{ChildId, IncarnationId};

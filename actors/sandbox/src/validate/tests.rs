@@ -1,3 +1,5 @@
+//! Modules that are none, and those that ask for too much.
+
 #![allow(clippy::unwrap_used)]
 
 use wasm_encoder::{

@@ -1,3 +1,5 @@
+//! What a guest reaches, what it is denied, and what of it is kept.
+
 #![allow(clippy::unwrap_used)]
 
 use std::sync::{Arc, Mutex};
