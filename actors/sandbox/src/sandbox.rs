@@ -310,6 +310,44 @@ impl Live {
 
 impl<M: ModuleSource> Child for Guest<M> {
     async fn handle(&mut self, request: Request) -> Result<Handled, ChildError> {
+        self.there(|mut guest| async move {
+            let done = guest.carry_out(request).await;
+            (guest, done)
+        })
+        .await
+    }
+
+    async fn snapshot(&mut self) -> Result<Bytes, ChildError> {
+        self.there(|mut guest| async move {
+            let done = guest.image().await;
+            (guest, done)
+        })
+        .await
+    }
+}
+
+impl<M: ModuleSource> Guest<M> {
+    /// Has the guest taken to the guests' threads and back: it computes for whole slices, which the
+    /// node's own tasks must not wait for. Whoever stops waiting ends what it does, and the guest with it.
+    async fn there<T, W>(&mut self, work: impl FnOnce(Guest<M>) -> W) -> Result<T, ChildError>
+    where
+        T: Send + 'static,
+        W: Future<Output = (Guest<M>, Result<T, ChildError>)> + Send + 'static,
+    {
+        let guest = Guest {
+            inner: self.inner.clone(),
+            child: self.child.clone(),
+            prodder: self.prodder.clone(),
+            live: self.live.take(),
+        };
+        let threads = self.inner.library.threads().clone();
+        let done = threads.run(work(guest)).await;
+        let (guest, done) = done.map_err(|lost| ChildError::Broken(lost.to_string()))?;
+        self.live = guest.live;
+        done
+    }
+
+    async fn carry_out(&mut self, request: Request) -> Result<Handled, ChildError> {
         if request.is_prod() {
             return Ok(match &mut self.live {
                 Some(live) => live.step(Vec::new()).await,
@@ -336,7 +374,7 @@ impl<M: ModuleSource> Child for Guest<M> {
         Ok(handled.unwrap_or_else(|refusal| Handled::read(refusal.answer())))
     }
 
-    async fn snapshot(&mut self) -> Result<Bytes, ChildError> {
+    async fn image(&mut self) -> Result<Bytes, ChildError> {
         let Some(live) = &mut self.live else {
             return Ok(Bytes::new());
         };
@@ -344,9 +382,7 @@ impl<M: ModuleSource> Child for Guest<M> {
         let image = live.guest.image(&about).await;
         image.map(Bytes::from).map_err(broken)
     }
-}
 
-impl<M: ModuleSource> Guest<M> {
     async fn create(&mut self, create: Create) -> Result<Handled, Refusal> {
         let Create {
             module,

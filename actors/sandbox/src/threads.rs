@@ -59,7 +59,9 @@ impl GuestThreads {
             .on_thread_start(|| {
                 // On Linux this is the thread's own. Without the right to, guests are as important as
                 // the node, which is worse, but no fault.
-                let _ = rustix::process::setpriority_process(None, NICE);
+                if let Ok(own) = rustix::process::getpriority_process(None) {
+                    let _ = rustix::process::setpriority_process(None, own + NICE);
+                }
             })
             .build()?;
         Ok(GuestThreads {
@@ -88,7 +90,9 @@ impl GuestThreads {
     /// on a thread of this runtime that may be held. What a compiler starts to share its work with has the
     /// importance of whichever thread first wanted it.
     pub(crate) fn step_back() {
-        let _ = rustix::process::setpriority_process(None, COMPILER_NICE);
+        if let Ok(own) = rustix::process::getpriority_process(None) {
+            let _ = rustix::process::setpriority_process(None, own.max(COMPILER_NICE));
+        }
     }
 
     /// By which a guest's task is started there; whoever starts one owns it.
@@ -130,7 +134,7 @@ mod tests {
         };
         let (name, nice) = threads.run(work).await.unwrap();
         assert_eq!(name.as_deref(), Some("guests"));
-        assert!(nice >= NICE.max(own), "{nice}, and the node's {own}");
+        assert_eq!(nice, (own + NICE).min(19), "the node's is {own}");
         assert_eq!(rustix::process::getpriority_process(None).unwrap(), own);
         assert_eq!(
             threads.run(async { panic!("on purpose") }).await,
