@@ -154,6 +154,10 @@ fn a_disk_that_is_nearly_full_takes_no_records_and_stops_nobody() -> Result<()> 
         let began = Instant::now();
         story.whole().await?;
         assert_eq!(story.field_of(SMALL, "store").await?, store);
+        let log = story.cluster.whole_log(SMALL);
+        for said in ["new records are turned away", "there is room again"] {
+            assert_eq!(log.matches(said).count(), 1, "{said:?} in {log}");
+        }
         say(
             fault,
             format!(

@@ -10,6 +10,14 @@ use understudy_protocol::time::Time;
 use understudy_supervision::clock;
 use understudy_supervision::store::StoreError;
 
+/// Whether the file system under a folder has room for records, now.
+///
+/// # Errors
+/// [`StoreError::DiskFull`], in words for people.
+pub fn room_under(folder: &Path) -> Result<(), StoreError> {
+    Watermark::new(folder).look()
+}
+
 /// Watches the file system under a folder.
 #[derive(Debug)]
 pub(crate) struct Watermark {

@@ -26,7 +26,7 @@ mod value;
 pub use chunks::{CHUNK_BYTES_MAX, ChunkName, Chunks, GetError, KEPT_UNNAMED, Looked, PutError};
 pub use damage::Damage;
 pub use data_dir::{DataDir, OnDamage, OpenError, OpenStore, QUARANTINED_MAX, Quarantined};
-pub use disk::USED_PERCENT_MAX;
+pub use disk::{USED_PERCENT_MAX, room_under};
 pub use fsck::{FsckError, FsckReport, fsck, probe};
 pub use limit::LimitFile;
 pub use probe::Probe;

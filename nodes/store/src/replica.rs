@@ -151,6 +151,8 @@ struct Serving {
     replica: Recorded<Replica>,
     store: Box<dyn CheckpointStore>,
     answer: Answer,
+    /// Records were turned away for want of room when it was last looked.
+    was_full: bool,
 }
 
 impl Serving {
@@ -170,6 +172,7 @@ impl Serving {
             replica: Recorded::begin(clock::now(), start, log),
             store,
             answer,
+            was_full: false,
         };
         let mut scrub = Scrub {
             after: None,
@@ -225,11 +228,18 @@ impl Serving {
     }
 
     fn has_room(&mut self) -> Result<bool, StoreError> {
-        match self.store.room() {
-            Ok(()) => Ok(true),
-            Err(error) if error.is_final() => Err(error),
-            Err(_) => Ok(false),
+        let room = match self.store.room() {
+            Err(error) if error.is_final() => return Err(error),
+            room => room,
+        };
+        // Said once each way: whoever looks for why no call is answered finds it.
+        match (&room, self.was_full) {
+            (Err(error), false) => tracing::error!(%error, "new records are turned away"),
+            (Ok(()), true) => tracing::info!("there is room again: records are taken"),
+            _ => {}
         }
+        self.was_full = room.is_err();
+        Ok(!self.was_full)
     }
 
     fn take(&mut self, asked: Asked, has_room: bool) {

@@ -265,6 +265,12 @@ impl Nodes {
             "\nWhat they log is in {}. Ctrl-C ends them all.",
             home.dir().display()
         );
+        if let Err(full) = understudy_store::room_under(home.dir()) {
+            let _ = writeln!(
+                text,
+                "\n{full}, or name another place with --dir. Calls that change something will not be answered."
+            );
+        }
         text
     }
 }
