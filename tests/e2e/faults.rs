@@ -188,7 +188,10 @@ async fn a_unit_that_kills_its_process_each_time_is_quarantined() -> Result<()> 
         story.whole().await?;
         deaths += story.starts().iter().sum::<u32>() - before;
     }
-    assert_eq!(deaths, STRIKES, "three strikes, and no more");
+    if deaths != STRIKES {
+        let events = client.events(&story.cluster.any_url()?).await?;
+        bail!("three strikes, and no more, but {deaths} nodes died of it: {events:#?}");
+    }
     if !story.goes_on(bound(fault)).await {
         bail!("the others do not go on\n{}", story.logs());
     }
