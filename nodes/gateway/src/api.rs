@@ -17,18 +17,6 @@ pub struct List<T> {
     pub next: Option<String>,
 }
 
-/// A page of children.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Children {
-    /// Those that have records, in the order of their ids.
-    pub items: Vec<ListedChild>,
-    /// Where the next page begins (`?after=`); none on the last.
-    pub next: Option<String>,
-    /// Nodes that did not answer in time: what they own is not on this page.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub silent: Vec<String>,
-}
-
 /// A child that has records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedChild {

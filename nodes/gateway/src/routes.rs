@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use understudy_control::handle::{Answered, CallError, Handle, View};
-use understudy_control::listing::{ChildrenOf, LISTED_MAX};
+use understudy_control::listing::{Children, ChildrenOf, LISTED_MAX};
 use understudy_protocol::id::{ChildId, NodeId};
 use understudy_protocol::wire::envelope::KEY_BYTES_MAX;
 use understudy_protocol::wire::record::BODY_BYTES_MAX;
@@ -327,21 +327,45 @@ struct WhichChildren {
     limit: Option<usize>,
 }
 
-async fn children(
-    State(gateway): State<Gateway>,
-    Params(which): Params<WhichChildren>,
-) -> Result<Json<api::Children>, Problem> {
+/// Which page of one kind's children.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PageOf {
+    tenant: Option<String>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+/// A page of children, asked of every node; `most` on one page.
+async fn listed(
+    gateway: &Gateway,
+    kind: Option<String>,
+    page: PageOf,
+    most: usize,
+) -> Result<Children, Problem> {
     gateway.formed()?;
-    if let Some(after) = &which.after {
+    if let Some(after) = &page.after {
         params::child(after)?;
     }
     let of = ChildrenOf {
-        tenant: which.tenant,
-        kind: which.kind,
-        after: which.after,
-        limit: which.limit.unwrap_or(LISTED_MAX),
+        tenant: page.tenant,
+        kind,
+        after: page.after,
+        limit: page.limit.unwrap_or(most).clamp(1, most),
     };
-    let children = gateway.handle.children(of).await?;
+    Ok(gateway.handle.children(of).await?)
+}
+
+async fn children(
+    State(gateway): State<Gateway>,
+    Params(which): Params<WhichChildren>,
+) -> Result<Json<api::Listing<api::ListedChild>>, Problem> {
+    let page = PageOf {
+        tenant: which.tenant,
+        after: which.after,
+        limit: which.limit,
+    };
+    let children = listed(&gateway, which.kind, page, LISTED_MAX).await?;
     Ok(Json(show::children(&gateway.handle.view(), &children)))
 }
 

@@ -68,19 +68,25 @@ pub fn cluster(view: &View) -> api::Cluster {
 }
 
 /// A page of children.
-pub fn children(view: &View, children: &Children) -> api::Children {
-    let name = |node: &NodeId| node_name(&view.directory, *node);
+pub fn children(view: &View, children: &Children) -> api::Listing<api::ListedChild> {
     let item = |listed: &Listed| api::ListedChild {
         id: listed.child.to_string(),
-        node: name(&listed.node),
+        node: node_name(&view.directory, listed.node),
         record: listed.seq.0,
     };
-    let last = children.items.last();
-    let next = last.filter(|_| children.more);
-    api::Children {
-        items: children.items.iter().map(item).collect(),
-        next: next.map(|listed| listed.child.to_string()),
-        silent: children.silent.iter().map(name).collect(),
+    listing(view, children, children.items.iter().map(item).collect())
+}
+
+/// A page of children, shown as something else.
+pub fn listing<T>(view: &View, children: &Children, items: Vec<T>) -> api::Listing<T> {
+    let last = children.items.last().filter(|_| children.more);
+    let silent = children.silent.iter();
+    api::Listing {
+        items,
+        next: last.map(|listed| listed.child.to_string()),
+        silent: silent
+            .map(|node| node_name(&view.directory, *node))
+            .collect(),
     }
 }
 

@@ -26,9 +26,12 @@ use understudy_sandbox::module::{
 };
 use understudy_sandbox::validate::Limits;
 
-use super::{BODY_PATIENCE, Gateway, HEARD_OUT_MAX, Params, TenantOf, Two, name_of, with_status};
+use super::{
+    BODY_PATIENCE, Gateway, HEARD_OUT_MAX, PageOf, Params, TenantOf, Two, listed, name_of,
+    with_status,
+};
 use crate::problem::{Kind, Problem};
-use crate::{api, params};
+use crate::{api, params, show};
 
 /// What a push may say beside its path.
 #[derive(Deserialize)]
@@ -62,35 +65,14 @@ pub(super) async fn push(
     Ok(with_status(status, shown(&tenant, &id, None, told)))
 }
 
-/// Which modules to list.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Which {
-    tenant: Option<String>,
-    after: Option<String>,
-    limit: Option<usize>,
-}
-
 pub(super) async fn list(
     State(gateway): State<Gateway>,
-    Params(which): Params<Which>,
+    Params(page): Params<PageOf>,
 ) -> Result<Json<api::Listing<api::Module>>, Problem> {
-    gateway.formed()?;
-    if let Some(after) = &which.after {
-        params::child(after)?;
-    }
-    let of = ChildrenOf {
-        tenant: which.tenant,
-        kind: Some(KIND.to_owned()),
-        after: which.after,
-        limit: which.limit.unwrap_or(PAGE).clamp(1, PAGE),
-    };
-    let children = gateway.handle.children(of).await?;
+    let children = listed(&gateway, Some(KIND.to_owned()), page, PAGE).await?;
     let view = gateway.handle.view();
-    let last = children.items.last().filter(|_| children.more);
-    let next = last.map(|listed| listed.child.to_string());
     // Each says itself how far it is; one that cannot be asked now is listed all the same.
-    let told = stream::iter(children.items).map(|listed| {
+    let told = stream::iter(children.items.clone()).map(|listed| {
         let gateway = &gateway;
         async move {
             let len = Ask::Read { offset: 0, len: 0 };
@@ -117,15 +99,8 @@ pub(super) async fn list(
         let node = Some(view_name(&view, &listed));
         Some(shown(listed.child.tenant(), &id, node, told))
     });
-    Ok(Json(api::Listing {
-        items: items.collect(),
-        next,
-        silent: children
-            .silent
-            .iter()
-            .map(|node| name_of(&view, *node))
-            .collect(),
-    }))
+    let items = items.collect();
+    Ok(Json(show::listing(&view, &children, items)))
 }
 
 pub(super) async fn inspect(

@@ -16,18 +16,19 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use understudy_control::handle::Answered;
-use understudy_control::listing::{ChildrenOf, LISTED_MAX};
+use understudy_control::listing::LISTED_MAX;
 use understudy_protocol::id::ChildId;
 use understudy_protocol::wire::codec::CALL_BODY_BYTES_MAX;
 use understudy_sandbox::sandbox::{About, KIND};
 
 use super::{
-    CALL_PATIENCE, CALL_PATIENCE_MAX, DURABLE, Gateway, NODE, Name, Params, REFLECTS, TenantOf,
-    Two, idempotency_key, json as read_json, limited, name_of, whole, with_status,
+    CALL_PATIENCE, CALL_PATIENCE_MAX, DURABLE, Gateway, NODE, Name, PageOf, Params, REFLECTS,
+    TenantOf, Two, idempotency_key, json as read_json, limited, listed, name_of, whole,
+    with_status,
 };
 use crate::problem::{Kind, Problem};
 use crate::refusal::Refused;
-use crate::{api, params};
+use crate::{api, params, show};
 
 pub(super) async fn create(
     State(gateway): State<Gateway>,
@@ -67,45 +68,20 @@ pub(super) async fn create(
     Ok(with_status(StatusCode::CREATED, sandbox))
 }
 
-/// Which sandboxes to list.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Which {
-    tenant: Option<String>,
-    after: Option<String>,
-    limit: Option<usize>,
-}
-
 pub(super) async fn list(
     State(gateway): State<Gateway>,
-    Params(which): Params<Which>,
+    Params(page): Params<PageOf>,
 ) -> Result<Json<api::Listing<api::ListedSandbox>>, Problem> {
-    gateway.formed()?;
-    if let Some(after) = &which.after {
-        params::child(after)?;
-    }
-    let of = ChildrenOf {
-        tenant: which.tenant,
-        kind: Some(KIND.to_owned()),
-        after: which.after,
-        limit: which.limit.unwrap_or(LISTED_MAX),
-    };
-    let children = gateway.handle.children(of).await?;
+    let children = listed(&gateway, Some(KIND.to_owned()), page, LISTED_MAX).await?;
     let view = gateway.handle.view();
-    let last = children.items.last().filter(|_| children.more);
-    let next = last.map(|listed| listed.child.to_string());
     let items = children.items.iter().map(|listed| api::ListedSandbox {
         id: listed.child.key().to_owned(),
         tenant: listed.child.tenant().to_owned(),
         node: name_of(&view, listed.node),
         record: listed.seq.0,
     });
-    let silent = children.silent.iter();
-    Ok(Json(api::Listing {
-        items: items.collect(),
-        next,
-        silent: silent.map(|node| name_of(&view, *node)).collect(),
-    }))
+    let items = items.collect();
+    Ok(Json(show::listing(&view, &children, items)))
 }
 
 pub(super) async fn inspect(

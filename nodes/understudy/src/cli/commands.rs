@@ -66,7 +66,12 @@ pub(super) async fn run(cli: &Cli, screen: &mut Screen<'_>) -> Result<Vec<u8>, F
             guests::function(&asked, name, call, screen).await
         }
         Command::Child(Child::List { kind, tenant }) => {
-            let children = every_child(&asked, kind, tenant).await?;
+            let children = every(
+                &asked,
+                "/v1/children",
+                &[("kind", kind), ("tenant", tenant)],
+            )
+            .await?;
             if asked.json {
                 return Ok(line(serde_json::to_vec(&children).unwrap_or_default()));
             }
@@ -156,13 +161,13 @@ fn query(filters: &[(&str, &Option<String>)]) -> Vec<String> {
 }
 
 /// All pages as one.
-async fn every_child(
+async fn every<T: serde::de::DeserializeOwned>(
     asked: &Asked,
-    kind: &Option<String>,
-    tenant: &Option<String>,
-) -> Result<api::Children, Failure> {
-    let filters = query(&[("kind", kind), ("tenant", tenant)]);
-    let mut all = api::Children {
+    path: &str,
+    filters: &[(&str, &Option<String>)],
+) -> Result<api::Listing<T>, Failure> {
+    let filters = query(filters);
+    let mut all = api::Listing {
         items: Vec::new(),
         next: None,
         silent: Vec::new(),
@@ -174,8 +179,8 @@ async fn every_child(
                 .iter()
                 .map(|after| format!("after={}", segment(after))),
         );
-        let ask = Ask::get(format!("/v1/children?{}", query.join("&")));
-        let (page, _) = asked.client.read::<api::Children>(&ask).await?;
+        let ask = Ask::get(format!("{path}?{}", query.join("&"))).wait(Some(LISTING));
+        let (page, _) = asked.client.read::<api::Listing<T>>(&ask).await?;
         let grew = !page.items.is_empty();
         all.items.extend(page.items);
         all.silent.extend(page.silent);
@@ -415,3 +420,6 @@ const RECONNECT: Duration = Duration::from_millis(500);
 
 /// A minute: a machine that restarts is back by then.
 const RECONNECTS_MAX: u32 = 120;
+
+/// How much longer a list may take than other questions: each node, and each module, is asked.
+const LISTING: Duration = Duration::from_secs(20);

@@ -111,7 +111,7 @@ pub fn nodes(nodes: &[api::Node], columns: usize) -> String {
 }
 
 /// `child list`.
-pub fn children(children: &api::Children, columns: usize) -> String {
+pub fn children(children: &api::Listing<api::ListedChild>, columns: usize) -> String {
     let mut text = if children.items.is_empty() {
         "No such child has records. One is made by its first call: understudy call --help\n".into()
     } else {

@@ -13,14 +13,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::Method;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use understudy_gateway::{GUEST_BODY_MAX, MODULE_BYTES_MAX, api, params};
 use understudy_sandbox::Policy;
 use understudy_sandbox::module::ModuleHash;
 
-use super::{Asked, from_stdin, header, line, print, query, random_key};
+use super::{Asked, every, from_stdin, header, line, print, random_key};
 use crate::cli::args::{GuestCall, Module, Sandbox};
 use crate::cli::client::{Ask, Reply, segment};
 use crate::cli::{Exit, Failure, Screen};
@@ -56,7 +55,7 @@ pub(super) async fn module(
             with_progress(screen, &sent, bytes, pushing).await
         }
         Module::List { tenant } => {
-            let modules = every(asked, "/v1/modules", tenant).await?;
+            let modules = every(asked, "/v1/modules", &[("tenant", tenant)]).await?;
             Ok(shown(asked, &modules, print::modules))
         }
         Module::Inspect { id, tenant } => {
@@ -117,7 +116,7 @@ pub(super) async fn sandbox(
             guest(asked, &path, call, headers, screen).await
         }
         Sandbox::List { tenant } => {
-            let sandboxes = every(asked, "/v1/sandboxes", tenant).await?;
+            let sandboxes = every(asked, "/v1/sandboxes", &[("tenant", tenant)]).await?;
             Ok(shown(asked, &sandboxes, print::sandboxes))
         }
     }
@@ -270,39 +269,6 @@ async fn with_progress<T>(
                 let text = print::progress(sent.load(Ordering::Relaxed), bytes);
                 let _ = aside.write_all(text.as_bytes()).and_then(|()| aside.flush());
             }
-        }
-    }
-}
-
-/// All pages as one.
-async fn every<T: DeserializeOwned>(
-    asked: &Asked,
-    path: &str,
-    tenant: &Option<String>,
-) -> Result<api::Listing<T>, Failure> {
-    let filters = query(&[("tenant", tenant)]);
-    let mut all = api::Listing {
-        items: Vec::new(),
-        next: None,
-        silent: Vec::new(),
-    };
-    loop {
-        let mut query = filters.clone();
-        query.extend(
-            all.next
-                .iter()
-                .map(|after| format!("after={}", segment(after))),
-        );
-        let ask = Ask::get(format!("{path}?{}", query.join("&"))).wait(Some(LOOK));
-        let (page, _) = asked.client.read::<api::Listing<T>>(&ask).await?;
-        let grew = !page.items.is_empty();
-        all.items.extend(page.items);
-        all.silent.extend(page.silent);
-        all.next = page.next;
-        if all.next.is_none() || !grew {
-            all.silent.sort();
-            all.silent.dedup();
-            return Ok(all);
         }
     }
 }
