@@ -7,3 +7,9 @@
 //! Never does: starting Chromium through a shell wrapper, switching its sandbox off unasked, or
 //! repeating a request that was not a GET. A restored page that posts a form twice is worse than a
 //! page that says it was interrupted.
+
+pub mod cdp;
+pub mod process;
+
+pub use cdp::{Cdp, CdpError, Event, Heard, Reply, Root};
+pub use process::{Browser, BrowserError, BrowserSetup};
