@@ -112,6 +112,9 @@ pub struct HelperSpec {
     ///
     /// [`HELPER_FDS_MAX`]: crate::HELPER_FDS_MAX
     pub fds: Vec<OwnedFd>,
+    /// A folder of its own: an absolute path, removed with all that is in it once the helper has ended,
+    /// or when it did not start. Also when the node is killed; not when the warden is.
+    pub scratch: Option<PathBuf>,
 }
 
 impl HelperSpec {
@@ -124,6 +127,7 @@ impl HelperSpec {
             dir: PathBuf::from("/"),
             user: None,
             fds: Vec::new(),
+            scratch: None,
         }
     }
 }
@@ -293,6 +297,7 @@ impl WardenClient {
             dir,
             user,
             fds,
+            scratch,
         } = spec;
         let bytes = |text: OsString| text.into_vec().into();
         let plan = Plan {
@@ -308,6 +313,7 @@ impl WardenClient {
             dir: bytes(dir.into_os_string()),
             user: user.map(|(uid, gid)| User { uid, gid }),
             fds: u8::try_from(fds.len()).unwrap_or(u8::MAX),
+            scratch: scratch.map(|folder| bytes(folder.into_os_string())),
         };
         plan.check().map_err(|error| match error {
             LineError::Invalid(why) => SendError::Refused(why),

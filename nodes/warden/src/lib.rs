@@ -25,6 +25,7 @@ mod helpers;
 mod line;
 mod note;
 mod process;
+mod scratch;
 mod sys;
 
 pub use client::{HelperEnd, HelperSpec, SendError, SpawnError, WardenClient, WardenEvent};

@@ -126,6 +126,9 @@ pub(crate) struct Plan {
     /// How many descriptors come with the message.
     #[n(5)]
     pub(crate) fds: u8,
+    /// A folder to be removed when it has ended.
+    #[n(6)]
+    pub(crate) scratch: Option<ByteVec>,
 }
 
 /// One variable of an environment.
@@ -219,6 +222,11 @@ impl Plan {
     pub(crate) fn check(&self) -> Result<(), LineError> {
         holds(is_path(&self.program), "the program is no absolute path")?;
         holds(is_path(&self.dir), "the directory is no absolute path")?;
+        let scratch = self.scratch.as_ref();
+        holds(
+            scratch.is_none_or(|scratch| is_path(scratch) && scratch.len() > 1),
+            "the folder is no absolute path below the root",
+        )?;
         let no_nul = |bytes: &ByteVec| !bytes.contains(&0);
         holds(self.args.iter().all(no_nul), "an argument holds a NUL")?;
         for Variable { name, value } in &self.env {
@@ -301,7 +309,7 @@ pub(crate) fn receive(
 }
 
 /// Raised with every change of a message.
-pub(crate) const LINE_VERSION: u32 = 1;
+pub(crate) const LINE_VERSION: u32 = 2;
 
 /// The longest message in bytes: a browser's command line has 4 KiB, the addresses of 1,024 voters
 /// at most 61 KiB, and a socket's buffer of 208 KiB still holds three of these.

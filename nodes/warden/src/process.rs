@@ -30,6 +30,7 @@ use crate::clock;
 use crate::helpers::{Change, Helpers, ORPHANS_FROM, Order};
 use crate::line::{self, LineError, MESSAGE_BYTES_MAX, ToNode, ToWarden};
 use crate::note;
+use crate::scratch::Scratch;
 use crate::sys;
 
 /// The body of `understudy warden --fd N`: `line` is the number of the socket to the node, which this
@@ -98,6 +99,7 @@ fn run(line: RawFd) -> Result<(), BeginError> {
         line: Some(line),
         outbox: VecDeque::new(),
         helpers: Helpers::new(open_files)?,
+        scratch: Scratch::new()?,
         newest_helper: None,
         voters: Vec::new(),
         notes,
@@ -161,6 +163,7 @@ struct Process {
     /// What the line had no room for.
     outbox: VecDeque<Vec<u8>>,
     helpers: Helpers,
+    scratch: Scratch,
     newest_helper: Option<u64>,
     voters: Vec<SocketAddr>,
     notes: PathBuf,
@@ -183,6 +186,7 @@ impl Process {
         loop {
             self.act();
             if self.is_done {
+                self.scratch.finish();
                 return Ok(());
             }
             let node_ended = self.wait()?;
@@ -289,6 +293,9 @@ impl Process {
                 }
                 self.newest_helper = Some(id);
                 let helper = HelperId(id);
+                if let Some(folder) = &plan.scratch {
+                    self.scratch.hold(helper, PathBuf::from(path_from(folder)));
+                }
                 // Held from here on, so that no note is written while it is being started.
                 match self
                     .machine
@@ -298,6 +305,7 @@ impl Process {
                     Err(refused) => {
                         let why = refused.to_string();
                         self.tell(ToNode::Refused { id, why });
+                        self.scratch.drop_of(helper);
                         self.tell_machine(Event::HelperReaped(helper));
                     }
                 }
@@ -321,11 +329,13 @@ impl Process {
             Change::NotStarted(helper, error) => {
                 let why = error.to_string();
                 self.tell(ToNode::Refused { id: helper.0, why });
+                self.scratch.drop_of(helper);
                 self.tell_machine(Event::HelperReaped(helper));
             }
             Change::Orphan(orphan) => self.tell_machine(Event::HelperStarted(orphan)),
             Change::Reaped(helper, status) => {
                 if helper.0 < ORPHANS_FROM {
+                    self.scratch.drop_of(helper);
                     self.tell(ToNode::Ended {
                         id: helper.0,
                         code: status.exit_status(),

@@ -62,8 +62,16 @@ fn node(notes: &Path, incarnation: u64) {
             "voter" => warden.voters(&[rest.parse().expect("an address")]),
             "kill" => warden.kill_helper(HelperId(number())),
             "run" => warden.spawn_helper(HelperSpec::new(rest)).map(drop),
-            "sh" => {
+            "sh" | "sh-in" => {
                 let mut spec = HelperSpec::new("/bin/sh");
+                let rest = match rest.split_once(' ') {
+                    Some((folder, rest)) if word == "sh-in" => {
+                        spec.scratch = Some(folder.into());
+                        spec.dir = folder.into();
+                        rest
+                    }
+                    _ => rest,
+                };
                 spec.args = vec!["-c".into(), rest.into()];
                 spec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
                 let (read, write) = io::pipe().expect("a pipe");

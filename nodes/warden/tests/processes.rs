@@ -201,6 +201,39 @@ fn a_killed_node_leaves_no_helper_and_a_note_that_proves_its_death() {
 }
 
 #[test]
+fn the_folder_of_a_helper_goes_with_the_helper_and_with_a_killed_node() {
+    let notes = tempfile::tempdir().unwrap();
+    let mut node = Node::start(notes.path());
+    node.tell("feed 60000");
+    let folder = |name: &str| {
+        let folder = notes.path().join(name);
+        fs::create_dir_all(folder.join("deep/er")).unwrap();
+        folder
+    };
+    let ends = folder("ends");
+    // What it leaves behind writes on until it is killed.
+    let script = "(while :; do echo x > deep/$RANDOM$$; done) & sleep 0.2; exit 0";
+    node.tell(&format!("sh-in {} {script}", ends.display()));
+    node.hear("HelperEnded");
+    until("its folder is gone", || !ends.exists());
+    let never = folder("never");
+    node.tell(&format!(
+        "sh-in {} exec sleep 60",
+        never.join("nowhere").display()
+    ));
+    node.hear("HelperRefused");
+    assert!(never.exists(), "only the folder itself is the helper's");
+    let (one, two) = (folder("one"), folder("two"));
+    for folder in [&one, &two] {
+        node.tell(&format!("sh-in {} exec sleep 60", folder.display()));
+        node.hear("HelperStarted");
+    }
+    assert!(one.exists() && two.exists());
+    node.kill();
+    until("both folders are gone", || !one.exists() && !two.exists());
+}
+
+#[test]
 fn a_warden_that_was_behind_knows_afterwards_who_is_at_work() {
     let notes = tempfile::tempdir().unwrap();
     let voter = voter();
@@ -405,7 +438,7 @@ fn answer(line: &OwnedFd) -> Vec<u8> {
 fn begin(notes: &str) -> Vec<u8> {
     let mut encoder = minicbor::Encoder::new(Vec::new());
     encoder.array(2).unwrap().u8(0).unwrap();
-    encoder.array(3).unwrap().u8(1).unwrap().u8(7).unwrap();
+    encoder.array(3).unwrap().u8(2).unwrap().u8(7).unwrap();
     encoder.bytes(notes.as_bytes()).unwrap();
     encoder.into_writer()
 }
