@@ -196,6 +196,20 @@ impl Cdp {
         serde_json::from_str(result.get()).map_err(|error| unexpected(error.to_string()))
     }
 
+    /// Sends a command of our own to the browser itself, whose answer is of no interest: from a `Drop`,
+    /// which cannot wait. It is lost when the browser is too far behind to read.
+    pub fn post(&self, method: &str, params: &impl Serialize) {
+        let Ok(params) = serde_json::value::to_raw_value(params) else {
+            return;
+        };
+        if let Ok(id) = self.router().expect("", method, Waiter::Nobody) {
+            let _ = self
+                .shared
+                .commands
+                .try_send(message(id, "", method, Some(&params)));
+        }
+    }
+
     /// A root of its own for whoever asks.
     ///
     /// # Errors
@@ -294,16 +308,9 @@ impl Root {
 
 impl Drop for Root {
     fn drop(&mut self) {
-        let mut router = self.cdp.router();
-        router.remove_root(&self.session);
-        if let Ok(id) = router.expect("", "Target.detachFromTarget", Waiter::Nobody) {
-            let params = serde_json::json!({ "sessionId": &*self.session });
-            let params = serde_json::value::to_raw_value(&params).ok();
-            let message = message(id, "", "Target.detachFromTarget", params.as_deref());
-            drop(router);
-            // Full: the browser reads nothing any more, and will be ended for that.
-            let _ = self.cdp.shared.commands.try_send(message);
-        }
+        self.cdp.router().remove_root(&self.session);
+        let params = serde_json::json!({ "sessionId": &*self.session });
+        self.cdp.post("Target.detachFromTarget", &params);
     }
 }
 

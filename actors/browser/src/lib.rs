@@ -9,7 +9,9 @@
 //! page that says it was interrupted.
 
 pub mod cdp;
+pub mod host;
 pub mod process;
+pub mod tunnel;
 
 pub use cdp::{Cdp, CdpError, Event, Heard, Reply, Root};
 pub use process::{Browser, BrowserError, BrowserSetup};

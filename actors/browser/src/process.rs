@@ -80,6 +80,7 @@ pub trait Launcher: Send + Sync + 'static {
 pub struct Browser {
     cdp: Cdp,
     about: About,
+    dir: PathBuf,
     process: Box<dyn Launched>,
     _carrier: Carrier,
 }
@@ -207,6 +208,7 @@ impl Browser {
         Ok(Browser {
             cdp,
             about,
+            dir,
             process,
             _carrier: carrier,
         })
@@ -220,6 +222,11 @@ impl Browser {
     /// What it is.
     pub fn about(&self) -> &About {
         &self.about
+    }
+
+    /// Its folder, which goes with it.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Its process id, for people.
