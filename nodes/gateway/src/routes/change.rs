@@ -102,17 +102,27 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Response, Problem> {
     let new: api::NewUnit = json(body, None).await?;
+    let (status, unit) = made(&gateway, &new).await?;
+    Ok(with_status(status, unit))
+}
+
+/// Makes a dedicated unit; one that is there already and is as asked for is as good.
+pub(super) async fn made(
+    gateway: &Gateway,
+    new: &api::NewUnit,
+) -> Result<(StatusCode, api::Unit), Problem> {
     let view = gateway.formed()?;
-    let (child, restart) = (dedicated(&new.child)?, restart(&new)?);
-    let needs = needs(&view, &new)?;
+    let (child, restart) = (dedicated(&new.child)?, restart(new)?);
+    let needs = needs(&view, new)?;
     if let Some(unit) = view.directory.unit_of(&child) {
-        return existing(&view, unit, restart, &needs);
+        let unit = existing(&view, unit, restart, &needs)?;
+        return Ok((StatusCode::OK, unit));
     }
     if let Some(pin) = needs.pin {
         may_run(&view, pin)?;
     }
     let set = first_set(&view.directory, &child)?;
-    let supervisor = supervisor(&gateway).await?;
+    let supervisor = supervisor(gateway).await?;
     let pin = needs.pin.filter(|node| *node != view.node);
     let command = Command::Create {
         child: child.clone(),
@@ -127,7 +137,7 @@ pub(super) async fn create(
         Some(node) => agents.spawn(node, command.clone(), AGENT_PATIENCE).await,
         None => Err(AskError::NoLink),
     };
-    settle(&gateway, asked, command, there).await?;
+    settle(gateway, asked, command, there).await?;
     // It is there; that it serves too is what one would look for next.
     let serves = |view: &View| {
         let unit = view.directory.unit_of(&child);
@@ -138,7 +148,7 @@ pub(super) async fn create(
     let view = seen.unwrap_or_else(|| gateway.handle.view());
     let unit = view.directory.unit_of(&child);
     let shown = unit.and_then(|unit| show::unit(&view, unit));
-    Ok(with_status(StatusCode::CREATED, shown.ok_or_else(gone)?))
+    Ok((StatusCode::CREATED, shown.ok_or_else(gone)?))
 }
 
 pub(super) async fn remove(
@@ -147,6 +157,15 @@ pub(super) async fn remove(
 ) -> Result<Json<Removed>, Problem> {
     let view = gateway.formed()?;
     let unit = params::unit(&view, &name)?;
+    removed(&gateway, &view, unit).await.map(Json)
+}
+
+/// Removes a dedicated unit, and with it all that its child has.
+pub(super) async fn removed(
+    gateway: &Gateway,
+    view: &View,
+    unit: UnitId,
+) -> Result<Removed, Problem> {
     let entry = view.directory.unit(unit).ok_or_else(gone)?;
     if matches!(entry.scope, Scope::Slots { .. }) {
         return Err(Problem::new(
@@ -158,10 +177,10 @@ pub(super) async fn remove(
     let command = Command::Remove { unit };
     let is_gone = |directory: &Directory| directory.unit(unit).is_none();
     gateway.handle.propose(command, PATIENCE, is_gone).await?;
-    Ok(Json(Removed {
+    Ok(Removed {
         id: unit.to_string(),
         removed: true,
-    }))
+    })
 }
 
 pub(super) async fn move_to(
@@ -333,12 +352,12 @@ fn existing(
     unit: UnitId,
     restart: RestartType,
     needs: &Needs,
-) -> Result<Response, Problem> {
+) -> Result<api::Unit, Problem> {
     let entry = view.directory.unit(unit).ok_or_else(gone)?;
     let supervised = show::supervised(&view.directory, unit, entry);
     let alike = supervised.is_some_and(|child| child.restart == restart) && entry.needs == *needs;
     if alike {
-        return Ok(with_status(StatusCode::OK, show::unit(view, unit)));
+        return show::unit(view, unit).ok_or_else(gone);
     }
     Err(Problem::new(
         Kind::Conflict,
