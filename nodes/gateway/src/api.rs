@@ -398,3 +398,55 @@ pub struct ListedSandbox {
     /// The number of its last record.
     pub record: u64,
 }
+
+/// What `POST /v1/sessions` takes: nothing is needed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewSession {
+    /// What it is to be called, within its tenant; drawn at random unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// What its first page opens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Labels that its node must have; null takes any value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, Option<String>>,
+    /// The only node that it may run on, by name or id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+/// A browser's session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Session {
+    pub id: String,
+    pub tenant: String,
+    pub unit: String,
+    /// Who runs it.
+    pub node: String,
+    /// The number of its last record.
+    pub record: u64,
+    /// Where clients of the browser's protocol connect to; the same wherever it runs. Whoever cannot send
+    /// the token as a header adds `&token=…`.
+    pub cdp: String,
+    /// What it says of itself.
+    #[serde(flatten)]
+    pub about: understudy_browser::session::About,
+}
+
+/// A session in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ListedSession {
+    pub id: String,
+    pub tenant: String,
+    pub unit: String,
+    /// Who owns it, if anybody does now.
+    pub node: Option<String>,
+    pub epoch: u64,
+    /// Whether it is there for its clients.
+    pub serving: bool,
+    pub cdp: String,
+}

@@ -34,11 +34,13 @@ use crate::{api, events, params, show};
 pub use functions::{Answering, FunctionAsk, RunFunctions};
 pub use modules::MODULE_BYTES_MAX;
 pub use sandboxes::GUEST_BODY_MAX;
+pub use sessions::BROWSER_LABEL;
 
 mod change;
 mod functions;
 mod modules;
 mod sandboxes;
+mod sessions;
 
 /// What every route has at hand.
 #[derive(Clone)]
@@ -128,10 +130,30 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         .route("/sandboxes/{id}", get(sandboxes::inspect))
         .route("/sandboxes/{id}/call/{export}", post(sandboxes::call))
         .route("/functions/{name}/call/{export}", post(functions::call))
+        .route("/sessions", get(sessions::list).post(sessions::create))
+        .route(
+            "/sessions/{id}",
+            get(sessions::inspect).delete(sessions::release),
+        )
+        .route("/sessions/{id}/screenshot", get(sessions::screenshot))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(gateway.clone(), admit));
+    // Clients of the browser's protocol, some of which can send no header.
+    let clients = Router::new()
+        .route("/v1/cdp", get(sessions::connect_fresh))
+        .route("/v1/sessions/{id}/cdp", get(sessions::connect))
+        .route("/v1/sessions/{id}/json/version", get(sessions::version))
+        .route("/v1/sessions/{id}/json/version/", get(sessions::version))
+        .route("/json/version", get(sessions::root_version))
+        .route("/json/version/", get(sessions::root_version))
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(
+            gateway.clone(),
+            admit_client,
+        ));
     Router::new()
+        .merge(clients)
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .nest("/v1", guarded)
@@ -150,12 +172,31 @@ async fn admit(State(gateway): State<Gateway>, request: Request, next: Next) -> 
         .into_response()
 }
 
+/// As [`admit`]; the token may also be a parameter, which is never logged.
+async fn admit_client(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
+    #[derive(Deserialize)]
+    struct Given {
+        token: Option<String>,
+    }
+    if request.headers().contains_key(header::AUTHORIZATION) {
+        return admit(State(gateway), request, next).await;
+    }
+    let given = Query::<Given>::try_from_uri(request.uri());
+    let token = given.ok().and_then(|Query(given)| given.token);
+    if token.is_some_and(|token| gateway.token.is(token.as_bytes())) {
+        return next.run(request).await;
+    }
+    Problem::new(Kind::Unauthenticated, "no valid token was sent")
+        .hint("add `?token=TOKEN` to the address, or send `Authorization: Bearer TOKEN`")
+        .into_response()
+}
+
 async fn no_route(request: Request) -> Problem {
     let mut path = request.uri().path().to_owned();
     path.truncate(path.floor_char_boundary(PATH_SHOWN_MAX));
     Problem::new(Kind::NotFound, format!("there is no route `{path}`"))
         .hint("routes begin with /v1: /v1/cluster, /v1/nodes, /v1/units, /v1/tree, /v1/events, /v1/children, \
-               /v1/modules, /v1/sandboxes, /v1/functions")
+               /v1/modules, /v1/sandboxes, /v1/functions, /v1/sessions")
 }
 
 async fn no_method(request: Request) -> Problem {

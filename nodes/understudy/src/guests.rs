@@ -41,7 +41,8 @@ use understudy_sandbox::threads::GuestThreads;
 use understudy_sandbox::{Engine, Library, Limits, Policy, Sandbox, sandbox};
 use understudy_supervision::driver::Kinds;
 
-use events::{Teller, Watched};
+pub(crate) use events::Teller;
+use events::Watched;
 use files::ModuleFiles;
 
 /// The guests of a node.

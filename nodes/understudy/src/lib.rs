@@ -6,6 +6,7 @@
 //! Never does: anything that a layer above could do. No decision, no wire format and no setting is
 //! born here, so that a test can put the same parts together in another way.
 
+pub mod browsers;
 pub mod cli;
 pub mod dev;
 pub mod guests;

@@ -38,6 +38,8 @@ use understudy_warden::{
     NotesError, SpawnError, WardenClient, WardenEvent, forget_note, kept_notes,
 };
 
+use crate::browsers::helper::Expected;
+use crate::browsers::{Browsers, BrowsersError};
 use crate::guests::{Guests, GuestsError};
 
 /// A running node.
@@ -101,6 +103,9 @@ pub enum StartError {
     /// Guests cannot run here.
     #[error(transparent)]
     Guests(GuestsError),
+    /// Browsers cannot run here.
+    #[error(transparent)]
+    Browsers(BrowsersError),
     /// There is no thread for the store.
     #[error("the store's thread could not be started: {0}")]
     Thread(std::io::Error),
@@ -159,12 +164,21 @@ impl Node {
 
         let guests = Guests::start(&config.sandbox, data).map_err(StartError::Guests)?;
         let kinds = guests.register(kinds);
+        let expected = Expected::default();
 
         let journal_folder = config.log.events.then(|| data.join("events"));
         let notes = data.join("notes");
         kept_notes(&notes).map_err(StartError::Notes)?;
-        let (warden, death) = WardenClient::spawn(&exe, incarnation, &notes, Box::new(on_warden))
+        let heard = expected.clone();
+        let on_event = Box::new(move |event| {
+            heard.hear(&event);
+            on_warden(event);
+        });
+        let (warden, death) = WardenClient::spawn(&exe, incarnation, &notes, on_event)
             .map_err(StartError::Warden)?;
+        let browsers = Browsers::start(&config.browser, node, warden.clone(), expected)
+            .map_err(StartError::Browsers)?;
+        let kinds = browsers.register(kinds);
 
         let on_damage = match config.store.on_damage {
             understudy_config::OnDamage::Rebuild => OnDamage::Rebuild,
@@ -299,6 +313,10 @@ impl Node {
 
         let limit = Arc::new(Mutex::new(limit));
         let (working, resting, voters) = (warden.clone(), warden.clone(), warden.clone());
+        let mut labels = config.node.labels.clone();
+        // Found out, and not declared.
+        labels.remove(understudy_gateway::BROWSER_LABEL);
+        labels.extend(browsers.label());
         let core_config = CoreConfig {
             node,
             name: config.node.name.clone(),
@@ -308,7 +326,7 @@ impl Node {
             death,
             votes: config.node.roles.votes,
             works: config.node.roles.works,
-            labels: config.node.labels.clone(),
+            labels,
             seeds: seeds.clone(),
             ttl: config.lease.ttl,
             replicas: config.checkpoint.replicas,

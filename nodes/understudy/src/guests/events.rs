@@ -26,7 +26,7 @@ const DENIED: &str = "guest_denied";
 
 /// Tells the node of its guests. A clone tells the same node.
 #[derive(Clone)]
-pub(super) struct Teller {
+pub(crate) struct Teller {
     handle: Arc<OnceLock<Handle>>,
     told: Arc<Mutex<Told>>,
 }
@@ -40,7 +40,7 @@ struct Told {
 }
 
 impl Teller {
-    pub(super) fn new(handle: Arc<OnceLock<Handle>>) -> Teller {
+    pub(crate) fn new(handle: Arc<OnceLock<Handle>>) -> Teller {
         let told = Arc::default();
         Teller { handle, told }
     }
@@ -61,7 +61,7 @@ impl Teller {
         self.tell(TRAPPED, child, text);
     }
 
-    fn tell(&self, kind: &'static str, child: Option<&ChildId>, mut text: String) {
+    pub(crate) fn tell(&self, kind: &'static str, child: Option<&ChildId>, mut text: String) {
         let Some(handle) = self.handle.get() else {
             return;
         };

@@ -1,0 +1,583 @@
+//! The kind `session`: a browser's session, as a child.
+//!
+//! Owns: the words of its requests and answers, when a step is taken, and who of its clients is served.
+//! Never decides where it runs. What a page holds is the recorder's to see and the restorer's to bring
+//! back.
+//!
+//! A request is one line of JSON. An answer is one, with bytes behind its newline where there are any.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `{"op":"about"}` | `{"ok":true,"about":{…}}` |
+//! | `{"op":"open","url":"https://…"}` | `{"ok":true}`, once the navigation has begun |
+//! | `{"op":"attach"}` | `{"ok":true,"ticket":"…"}`, good for one client on the node that answers |
+//! | `{"op":"screenshot","page":0,"full":false}` | `{"ok":true}` and a PNG |
+//! | anything that went wrong | `{"ok":false,"error":{"code":…,"detail":…}}` |
+//!
+//! **What survives.** Pages change by themselves, so nothing waits for a step: what the recorder has seen
+//! becomes one at most every 250 ms, in a prod of its own. When the browser or the node dies, the next
+//! start brings back what the last step said, and a client's connection ends with a reason.
+//!
+//! **Its steps** are deltas of [`state`](crate::state), **its base** the whole.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use understudy_protocol::id::ChildId;
+use understudy_protocol::supervision::Exit;
+use understudy_supervision::{
+    Checkpoint, Child, ChildError, Context, Handled, Kind, Request, StartError,
+};
+
+use crate::cdp::{Cdp, CdpError};
+use crate::client::{self, Ended};
+use crate::egress::{Denied, Egress, EgressPolicy};
+use crate::host::Browsers;
+use crate::jail::Jail;
+use crate::process::Browser;
+use crate::recorder::Recorder;
+use crate::restore;
+use crate::state::{Delta, SessionState};
+use crate::tunnel::End;
+
+/// The kind's name in the ids of its children.
+pub const KIND: &str = "session";
+
+/// What a node gives to its sessions.
+#[derive(Clone)]
+pub struct Given {
+    /// Its browsers.
+    pub browsers: Browsers,
+    /// What pages may reach.
+    pub policy: Arc<EgressPolicy>,
+    /// Whether the child may act on the outside world now: its node's lease is valid, and it serves the
+    /// child's unit (rule E3).
+    pub permit: Arc<dyn Fn(&ChildId) -> bool + Send + Sync>,
+    /// Hears of what was denied, of crashes and of what could not be brought back.
+    pub told: Arc<dyn Fn(&ChildId, Told) + Send + Sync>,
+}
+
+/// What people should hear of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// A page asked for what its session may not reach.
+    Denied(String),
+    /// It was brought back, with what is missing.
+    Restored(String),
+    /// A page has crashed or hung, and was begun anew.
+    PageLost(String),
+}
+
+/// The kind. Clones are the same.
+#[derive(Clone)]
+pub struct Sessions {
+    given: Given,
+    open: Arc<Mutex<HashMap<ChildId, Open>>>,
+}
+
+/// A session that runs here, as its clients reach it.
+#[derive(Clone)]
+struct Open {
+    tickets: Arc<Mutex<Vec<String>>>,
+    clients: Arc<AtomicUsize>,
+    cdp: Cdp,
+    jail: Arc<Jail>,
+    over: watch::Receiver<bool>,
+}
+
+/// A client that was let in.
+pub struct Client {
+    open: Open,
+    _counted: Counted,
+}
+
+/// A session that runs.
+pub struct Session {
+    recorder: Recorder,
+    open: Open,
+    browser: Arc<Browser>,
+    _listed: Listed,
+    /// The session is over for its clients when this is dropped.
+    _over: watch::Sender<bool>,
+    _watch: JoinSet<()>,
+    _context: ContextGuard,
+    _egress: Egress,
+}
+
+/// A session among those of its node, until this is dropped.
+struct Listed {
+    child: ChildId,
+    open: Open,
+    all: Arc<Mutex<HashMap<ChildId, Open>>>,
+}
+
+/// One client more, until this is dropped.
+struct Counted(Arc<AtomicUsize>);
+
+/// A context in a browser that others use too: ended with this.
+struct ContextGuard(Open);
+
+/// What a session says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct About {
+    /// Its browser's product, such as `HeadlessChrome/156.0.8078.79`.
+    pub browser: String,
+    /// The browser's process on its node.
+    pub pid: u32,
+    /// Its pages, oldest first.
+    pub pages: Vec<PageAbout>,
+    /// Clients that are connected.
+    pub clients: usize,
+}
+
+/// One page.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PageAbout {
+    /// Its address.
+    pub url: String,
+    /// Its title.
+    pub title: String,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
+enum Ask {
+    About,
+    Open {
+        url: String,
+    },
+    Attach,
+    Screenshot {
+        #[serde(default)]
+        page: usize,
+        #[serde(default)]
+        full: bool,
+    },
+}
+
+/// Why a client is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotHere {
+    /// No such session runs on this node, any more or yet.
+    #[error("the session does not run on this node")]
+    NoSession,
+    /// The ticket is not one of its own, or was used.
+    #[error("the ticket is not valid")]
+    BadTicket,
+}
+
+/// A request that was not carried out.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{detail}")]
+struct Refusal {
+    code: &'static str,
+    detail: String,
+}
+
+impl Sessions {
+    /// The sessions of a node.
+    pub fn new(given: Given) -> Sessions {
+        Sessions {
+            given,
+            open: Arc::default(),
+        }
+    }
+
+    /// Lets a client in that has a ticket.
+    ///
+    /// # Errors
+    /// It is not served here; see [`NotHere`].
+    pub fn admit(&self, child: &ChildId, ticket: &str) -> Result<Client, NotHere> {
+        let open = lock(&self.open).get(child).cloned();
+        let open = open.ok_or(NotHere::NoSession)?;
+        let mut tickets = lock(&open.tickets);
+        let at = tickets.iter().position(|known| known == ticket);
+        tickets.swap_remove(at.ok_or(NotHere::BadTicket)?);
+        drop(tickets);
+        open.clients.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted(open.clients.clone());
+        Ok(Client {
+            open,
+            _counted: counted,
+        })
+    }
+}
+
+impl Client {
+    /// Serves it until it leaves, or the session does, and says how its connection is to be closed. `from`
+    /// is what it says, `to` what it hears.
+    pub async fn serve(mut self, from: mpsc::Receiver<Bytes>, to: mpsc::Sender<Bytes>) -> End {
+        let served = client::serve(&self.open.cdp, &self.open.jail, from, to);
+        let ended = tokio::select! {
+            ended = served => ended,
+            // An error means that the session is gone, which is what it would say.
+            _ = self.open.over.wait_for(|over| *over) => Ended::BrowserGone,
+        };
+        let (code, reason) = ended.close();
+        End {
+            code,
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+impl Kind for Sessions {
+    type Child = Session;
+
+    async fn start(
+        &self,
+        context: Context,
+        checkpoint: Checkpoint,
+    ) -> Result<Session, StartError> {
+        let state = state_of(&checkpoint)?;
+        let child = context.child().clone();
+        let failed = |why: String| StartError::Failed(why);
+        let browser = self.given.browsers.of(child.tenant()).await;
+        let browser = browser.map_err(|error| failed(error.to_string()))?;
+        let permit = {
+            let (permit, child) = (self.given.permit.clone(), child.clone());
+            Arc::new(move || permit(&child))
+        };
+        let denied = {
+            let (told, child) = (self.given.told.clone(), child.clone());
+            Arc::new(move |denied: Denied| told(&child, Told::Denied(denied.to_string())))
+        };
+        let egress = Egress::open(self.given.policy.clone(), permit, denied);
+        let egress = egress.map_err(|error| failed(format!("no proxy for its pages: {error}")))?;
+        let proxy = format!("http://{}", egress.address());
+        let jail = open_context(&browser, &proxy).await;
+        let jail = Arc::new(jail.map_err(|error| failed(error.to_string()))?);
+        // From here on the context ends with the session.
+        let (over, is_over) = watch::channel(false);
+        let open = Open {
+            tickets: Arc::default(),
+            clients: Arc::default(),
+            cdp: browser.cdp().clone(),
+            jail,
+            over: is_over,
+        };
+        let context_guard = ContextGuard(open.clone());
+        let restored = timeout(RESTORE_LIMIT, restore::restore(&open.cdp, &open.jail, &state)).await;
+        match restored {
+            Ok(restored) => {
+                if let Some(missing) = restored.missing() {
+                    (self.given.told)(&child, Told::Restored(missing));
+                }
+            }
+            Err(_) => {
+                let why = format!("its pages were not all back after {RESTORE_LIMIT:?}");
+                (self.given.told)(&child, Told::Restored(why));
+            }
+        }
+        if state.pages().next().is_none() {
+            let blank = json!({ "url": "about:blank", "browserContextId": open.jail.context() });
+            let made = open.cdp.call::<Value>("", "Target.createTarget", blank).await;
+            made.map_err(|error| failed(error.to_string()))?;
+        }
+        let prodder = context.prodder();
+        let recorder = Recorder::start(&open.cdp, open.jail.clone(), state, move || prodder.prod());
+        let recorder = recorder.await.map_err(|error| failed(error.to_string()))?;
+        let mut watching = JoinSet::new();
+        let (cdp, ender) = (open.cdp.clone(), context.ender());
+        watching.spawn(async move {
+            cdp.closed().await;
+            ender.end(Exit::Abnormal, "its browser has ended");
+        });
+        lock(&self.open).insert(child.clone(), open.clone());
+        let listed = Listed {
+            child,
+            open: open.clone(),
+            all: self.open.clone(),
+        };
+        Ok(Session {
+            recorder,
+            open,
+            browser,
+            _listed: listed,
+            _over: over,
+            _watch: watching,
+            _context: context_guard,
+            _egress: egress,
+        })
+    }
+
+    fn needs_own_unit(&self) -> bool {
+        true
+    }
+}
+
+impl Child for Session {
+    async fn handle(&mut self, request: Request) -> Result<Handled, ChildError> {
+        if request.is_prod() {
+            let delta = self.recorder.delta().await;
+            return Ok(match delta {
+                Some(delta) => Handled::step(Bytes::new(), delta.encode()),
+                None => Handled::read(Bytes::new()),
+            });
+        }
+        let answer = match serde_json::from_slice(&request.body) {
+            Ok(ask) => self.answer(ask).await,
+            Err(error) => Err(Refusal {
+                code: "invalid",
+                detail: format!("no request of a session: {error}"),
+            }),
+        };
+        Ok(Handled::loose(answer.unwrap_or_else(|refusal| {
+            let Refusal { code, detail } = refusal;
+            let error = json!({ "code": code, "detail": detail });
+            framed(&json!({ "ok": false, "error": error }), &[])
+        })))
+    }
+
+    async fn snapshot(&mut self) -> Result<Bytes, ChildError> {
+        Ok(self.recorder.state().encode())
+    }
+}
+
+impl Session {
+    async fn answer(&mut self, ask: Ask) -> Result<Bytes, Refusal> {
+        match ask {
+            Ask::About => {
+                let about = serde_json::to_value(self.about());
+                let about = about.map_err(|error| broken(&error))?;
+                Ok(framed(&json!({ "ok": true, "about": about }), &[]))
+            }
+            Ask::Attach => {
+                let ticket = ticket().map_err(|error| broken(&error))?;
+                let mut tickets = lock(&self.open.tickets);
+                if tickets.len() >= TICKETS_MAX {
+                    // The oldest was given to somebody who never came.
+                    tickets.remove(0);
+                }
+                tickets.push(ticket.clone());
+                Ok(framed(&json!({ "ok": true, "ticket": ticket }), &[]))
+            }
+            Ask::Open { url } => self.go(&url).await,
+            Ask::Screenshot { page, full } => self.screenshot(page, full).await,
+        }
+    }
+
+    fn about(&self) -> About {
+        let pages = self.recorder.state().pages().map(|page| PageAbout {
+            url: page.url.clone(),
+            title: page.title.clone(),
+        });
+        About {
+            browser: self.browser.about().product.clone(),
+            pid: self.browser.pid(),
+            pages: pages.collect(),
+            clients: self.open.clients.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn go(&mut self, url: &str) -> Result<Bytes, Refusal> {
+        let parsed = url::Url::parse(url).map_err(|error| Refusal {
+            code: "invalid",
+            detail: format!("`{url}` is no address: {error}"),
+        })?;
+        if !matches!(parsed.scheme(), "http" | "https" | "about" | "data" | "blob") {
+            return Err(Refusal {
+                code: "invalid",
+                detail: format!("pages of `{}:` are not opened", parsed.scheme()),
+            });
+        }
+        let (root, page) = self.attached(0).await?;
+        let navigate = json!({ "url": url });
+        let went = self.open.cdp.call::<Value>(&page, "Page.navigate", navigate);
+        let went = timeout(PAGE_LIMIT, went).await.map_err(|_| silent())?;
+        let went = went.map_err(|error| broken(&error))?;
+        drop(root);
+        match went.get("errorText").and_then(Value::as_str) {
+            Some(why) => Err(Refusal {
+                code: "unavailable",
+                detail: format!("{url}: {why}"),
+            }),
+            None => Ok(framed(&json!({ "ok": true }), &[])),
+        }
+    }
+
+    async fn screenshot(&mut self, page: usize, full: bool) -> Result<Bytes, Refusal> {
+        #[derive(Deserialize)]
+        struct Shot {
+            data: String,
+        }
+        let (root, page) = self.attached(page).await?;
+        let ask = json!({ "format": "png", "captureBeyondViewport": full });
+        let shot = self.open.cdp.call::<Shot>(&page, "Page.captureScreenshot", ask);
+        let shot = timeout(PAGE_LIMIT, shot).await.map_err(|_| silent())?;
+        let shot = shot.map_err(|error| broken(&error))?;
+        drop(root);
+        let png = base64::engine::general_purpose::STANDARD.decode(shot.data);
+        let png = png.map_err(|error| broken(&error))?;
+        if png.len() > PICTURE_BYTES_MAX {
+            return Err(Refusal {
+                code: "quota_exceeded",
+                detail: format!("the picture has {} bytes, and an answer holds {PICTURE_BYTES_MAX}", png.len()),
+            });
+        }
+        Ok(framed(&json!({ "ok": true, "type": "image/png" }), &png))
+    }
+
+    /// The session of one page, on a root that is to be dropped afterwards.
+    async fn attached(&self, page: usize) -> Result<(crate::cdp::Root, String), Refusal> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Targets {
+            target_infos: Vec<Target>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Target {
+            target_id: String,
+            #[serde(rename = "type")]
+            kind: String,
+            browser_context_id: Option<String>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Attached {
+            session_id: String,
+        }
+        let Open { cdp, jail, .. } = &self.open;
+        let known: Targets = cdp
+            .call("", "Target.getTargets", json!({}))
+            .await
+            .map_err(|error| broken(&error))?;
+        let own = |target: &Target| {
+            target.kind == "page" && target.browser_context_id.as_deref() == Some(jail.context())
+        };
+        // Chromium lists the newest first.
+        let own: Vec<Target> = known.target_infos.into_iter().rev().filter(own).collect();
+        let target = match own.get(page) {
+            Some(target) => target.target_id.clone(),
+            None if own.is_empty() && page == 0 => {
+                let blank = json!({ "url": "about:blank", "browserContextId": jail.context() });
+                let made = cdp.call::<Value>("", "Target.createTarget", blank).await;
+                let made = made.map_err(|error| broken(&error))?;
+                made["targetId"].as_str().unwrap_or_default().to_owned()
+            }
+            None => {
+                return Err(Refusal {
+                    code: "not_found",
+                    detail: format!("there is no page {page}; there are {}", own.len()),
+                });
+            }
+        };
+        let root = cdp.root().await.map_err(|error| broken(&error))?;
+        let attach = json!({ "targetId": target, "flatten": true });
+        let attached = cdp.call::<Attached>(root.session(), "Target.attachToTarget", attach);
+        let attached = attached.await.map_err(|error| broken(&error))?;
+        Ok((root, attached.session_id))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let mut all = lock(&self.all);
+        // A session that was begun anew has its own entry by now.
+        let is_own = |open: &Open| Arc::ptr_eq(&open.jail, &self.open.jail);
+        if all.get(&self.child).is_some_and(is_own) {
+            all.remove(&self.child);
+        }
+    }
+}
+
+impl Drop for ContextGuard {
+    fn drop(&mut self) {
+        let dispose = json!({ "browserContextId": self.0.jail.context() });
+        self.0.cdp.post("Target.disposeBrowserContext", &dispose);
+    }
+}
+
+/// A context of its own, whose pages reach the network through `proxy` alone.
+async fn open_context(browser: &Browser, proxy: &str) -> Result<Jail, CdpError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Made {
+        browser_context_id: String,
+    }
+    let ask = json!({
+        "disposeOnDetach": false,
+        "proxyServer": proxy,
+        // Loopback too: without this, Chromium reaches it past the proxy.
+        "proxyBypassList": "<-loopback>",
+    });
+    let made: Made = browser.cdp().call("", "Target.createBrowserContext", ask).await?;
+    let downloads = browser.dir().join("files").join(&made.browser_context_id);
+    Ok(Jail::new(made.browser_context_id, downloads))
+}
+
+fn state_of(checkpoint: &Checkpoint) -> Result<SessionState, StartError> {
+    let bad = |error: crate::state::StateError| StartError::BadCheckpoint(error.to_string());
+    let mut state = match &checkpoint.base {
+        Some(base) => SessionState::decode(base).map_err(bad)?,
+        None => SessionState::default(),
+    };
+    for step in &checkpoint.steps {
+        state.apply(&Delta::decode(step).map_err(bad)?);
+    }
+    Ok(state)
+}
+
+fn framed(head: &Value, raw: &[u8]) -> Bytes {
+    let mut bytes = head.to_string().into_bytes();
+    if !raw.is_empty() {
+        bytes.push(b'\n');
+        bytes.extend_from_slice(raw);
+    }
+    bytes.into()
+}
+
+fn ticket() -> Result<String, getrandom::Error> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random)?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn broken(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal {
+        code: "unavailable",
+        detail: error.to_string(),
+    }
+}
+
+fn silent() -> Refusal {
+    Refusal {
+        code: "deadline_exceeded",
+        detail: format!("the page has not answered within {PAGE_LIMIT:?}"),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that is done while one of these is held can be left half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long pages may take to be back before the session is given to its clients without those that
+/// still load. They go on loading.
+const RESTORE_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long a page may take for one request: below the time that a call of a child may take.
+const PAGE_LIMIT: Duration = Duration::from_secs(8);
+
+/// Tickets that wait for their client: each is taken within a second.
+const TICKETS_MAX: usize = 64;
+
+/// The longest picture: an answer has 1 MiB, its first line included.
+const PICTURE_BYTES_MAX: usize = (1 << 20) - 1024;
