@@ -7,3 +7,5 @@
 //! Never does: starting Chromium through a shell wrapper, switching its sandbox off unasked, or
 //! repeating a request that was not a GET. A restored page that posts a form twice is worse than a
 //! page that says it was interrupted.
+
+pub mod egress;
