@@ -12,6 +12,7 @@
 //! place → its section's checks → a type. In a variable a list is written `a,b` and a table
 //! `name=value,name=value`.
 
+mod browser;
 mod checkpoint;
 mod error;
 mod gateway;
@@ -28,6 +29,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use browser::{BrowserConfig, IDLE_LIMIT_MAX, IDLE_LIMIT_MIN, Isolation, SESSIONS_MAX};
 pub use checkpoint::{CheckpointConfig, REPLICAS_MAX};
 pub use error::{ConfigError, ConfigErrors, Place};
 pub use gateway::GatewayConfig;
@@ -56,6 +58,8 @@ pub struct Config {
     pub checkpoint: CheckpointConfig,
     /// `[gateway]`
     pub gateway: GatewayConfig,
+    /// `[browser]`
+    pub browser: BrowserConfig,
     /// `[sandbox]`
     pub sandbox: SandboxConfig,
     /// `[store]`
@@ -98,6 +102,7 @@ impl Config {
         let lease = lease::read(sources.section("lease"));
         let checkpoint = checkpoint::read(sources.section("checkpoint"));
         let gateway = gateway::read(sources.section("gateway"), data_dir);
+        let browser = browser::read(sources.section("browser"));
         let sandbox = sandbox::read(sources.section("sandbox"));
         let store = store::read(sources.section("store"));
         let log = log::read(sources.section("log"));
@@ -110,6 +115,7 @@ impl Config {
                 lease: lease?,
                 checkpoint: checkpoint?,
                 gateway: gateway?,
+                browser: browser?,
                 sandbox: sandbox?,
                 store: store?,
                 log: log?,
@@ -146,6 +152,7 @@ impl Config {
             },
             lease: LeaseConfig::default(),
             checkpoint: CheckpointConfig::default(),
+            browser: BrowserConfig::default(),
             sandbox: SandboxConfig::default(),
             store: StoreConfig::default(),
             log: LogConfig::default(),
@@ -160,6 +167,7 @@ impl Config {
             ("lease", self.lease.write()),
             ("checkpoint", self.checkpoint.write()),
             ("gateway", self.gateway.write()),
+            ("browser", self.browser.write()),
             ("sandbox", self.sandbox.write()),
             ("store", self.store.write()),
             ("log", self.log.write()),

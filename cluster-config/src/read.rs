@@ -38,6 +38,7 @@ enum Value {
     /// Text of a file, or a variable's whole value, which may yet become anything.
     Text(String),
     Integer(i64),
+    Flag(bool),
     List(Vec<Value>),
     Table(Vec<(String, Value)>),
     Other(&'static str),
@@ -257,6 +258,16 @@ impl Entry {
         }
     }
 
+    pub(crate) fn flag(&self) -> Result<bool, String> {
+        match &self.value {
+            Value::Flag(flag) => Ok(*flag),
+            Value::Text(text) if matches!(self.place, Place::Variable(_)) => {
+                word(text.trim(), &[("true", true), ("false", false)])
+            }
+            other => Err(format!("should be true or false, but is {}", other.shape())),
+        }
+    }
+
     /// A list of texts.
     pub(crate) fn list(&self) -> Result<Vec<String>, String> {
         match &self.value {
@@ -339,7 +350,7 @@ impl Value {
                 };
                 Value::Table(pairs.into_iter().map(pair).collect())
             }
-            DeValue::Boolean(_) => Value::Other("true or false"),
+            DeValue::Boolean(flag) => Value::Flag(flag),
             DeValue::Float(_) => Value::Other("a broken number"),
             DeValue::Datetime(_) => Value::Other("a date"),
         }
@@ -356,6 +367,7 @@ impl Value {
         match self {
             Value::Text(text) => format!("the text {text:?}"),
             Value::Integer(number) => format!("the number {number}"),
+            Value::Flag(_) => "true or false".to_owned(),
             Value::List(_) => "a list".to_owned(),
             Value::Table(_) => "a table".to_owned(),
             Value::Other(what) => (*what).to_owned(),

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use understudy_config::{Config, HostPort, LogFormat, OnDamage, Roles};
+use understudy_config::{Config, HostPort, Isolation, LogFormat, OnDamage, Roles};
 
 /// The least that a node is told.
 const LEAST: &str =
@@ -54,6 +54,12 @@ fn what_is_left_out_has_a_default() {
     );
     assert_eq!(config.store.on_damage, OnDamage::Rebuild);
     assert_eq!(config.log.level.as_str(), "info");
+    assert_eq!(
+        (config.browser.binary.as_deref(), config.browser.sandbox),
+        (None, true)
+    );
+    assert_eq!(config.browser.isolation, Isolation::Context);
+    assert!(config.browser.egress_allow.is_empty(), "nothing is open");
 }
 
 #[test]
@@ -69,7 +75,9 @@ fn every_example_is_valid_and_reads_back_as_it_was() {
     };
     let checked = check("single.toml", |config| config.checkpoint.min_copies == 1)
         + check("three-nodes.toml", |config| {
-            config.transport.seeds.len() == 3 && config.node.labels["zone"] == "z1"
+            config.transport.seeds.len() == 3
+                && config.node.labels["zone"] == "z1"
+                && config.browser.egress_allow.len() == 2
         })
         + check("two-nodes-and-a-witness.toml", |config| {
             config.node.roles.votes && !config.node.roles.works
@@ -92,6 +100,15 @@ fn whatever_is_written_reads_back_as_it_was() {
     config.sandbox.memory_limit = 3 << 16;
     config.sandbox.call_limit = Duration::from_millis(2_500);
     config.sandbox.module_cache = (64 << 20) + 1;
+    config.browser.binary = Some("/opt/a b/chrome".into());
+    config.browser.isolation = Isolation::Process;
+    config.browser.user = Some("nobody".into());
+    config.browser.sandbox = false;
+    (config.browser.warm, config.browser.sessions) = (0, 1_000);
+    config.browser.idle_limit = Duration::from_millis(1_500);
+    let entries = ["shop.localhost:3000", "*.lan", "[fd00::1]:80", "10.0.0.0/8"];
+    let entries = entries.map(understudy_protocol::workload::egress::Allow::parse);
+    config.browser.egress_allow = entries.into_iter().map(Result::unwrap).collect();
     for (votes, works) in [(true, true), (true, false), (false, true), (false, false)] {
         config.node.roles = Roles { votes, works };
         assert_eq!(load(&config.to_toml(), &[]), Ok(config.clone()));
@@ -112,6 +129,12 @@ fn the_environment_goes_before_the_file() {
         ("UNDERSTUDY_LEASE__TTL", "750ms"),
         ("UNDERSTUDY_SANDBOX__MEMORY_LIMIT", "8MiB"),
         ("UNDERSTUDY_SANDBOX__GUESTS", "50"),
+        (
+            "UNDERSTUDY_BROWSER__EGRESS_ALLOW",
+            "shop.localhost:3000, 10.0.0.0/8",
+        ),
+        ("UNDERSTUDY_BROWSER__SANDBOX", "false"),
+        ("UNDERSTUDY_BROWSER__SESSIONS", "1"),
         ("UNDERSTUDY_TOKEN", "the command line's"),
         ("HOME", "/root"),
     ];
@@ -121,6 +144,10 @@ fn the_environment_goes_before_the_file() {
         (config.sandbox.memory_limit, config.sandbox.guests),
         (8 << 20, 50)
     );
+    assert_eq!(config.browser.egress_allow[1].to_string(), "10.0.0.0/8");
+    assert!(!config.browser.sandbox);
+    // No more stand ready than there may be.
+    assert_eq!((config.browser.sessions, config.browser.warm), (1, 1));
     assert_eq!(
         (config.node.roles.votes, config.node.roles.works),
         (false, true)
@@ -222,6 +249,54 @@ fn a_wrong_value_is_refused_where_it_stands() {
         (
             "[sandbox]\nmodule_cache = \"1MiB\"",
             "a.toml:7: sandbox.module_cache: 1MiB is less than 64MiB",
+        ),
+        (
+            "[browser]\nbinary = \"chromium\"",
+            "a.toml:7: browser.binary: chromium should be an absolute path",
+        ),
+        (
+            "[browser]\nisolation = \"proces\"",
+            "a.toml:7: browser.isolation: \"proces\" is none of context, process, did you mean \"process\"?",
+        ),
+        (
+            "[browser]\nuser = \"root\"",
+            "a.toml:7: browser.user: root is no unprivileged user",
+        ),
+        (
+            "[browser]\nuser = \"a:b\"",
+            "a.toml:7: browser.user: \"a:b\" should be a user's name",
+        ),
+        (
+            "[browser]\nsandbox = \"off\"",
+            "a.toml:7: browser.sandbox: should be true or false, but is the text \"off\"",
+        ),
+        (
+            "[browser]\nsessions = 0",
+            "a.toml:7: browser.sessions: 0 is not from 1 to 1000",
+        ),
+        (
+            "[browser]\nsessions = 4\nwarm = 5",
+            "a.toml:8: browser.warm: 5 is more than `sessions`, which is 4",
+        ),
+        (
+            "[browser]\nidle_limit = \"2min\"\nidle = \"1s\"",
+            "a.toml:8: browser.idle: there is no such key",
+        ),
+        (
+            "[browser]\nidle_limit = \"25h\"",
+            "a.toml:7: browser.idle_limit: 90000s is not from 1s to 86400s",
+        ),
+        (
+            "[browser]\negress_allow = \"a\"",
+            "a.toml:7: browser.egress_allow: should be a list",
+        ),
+        (
+            "[browser]\negress_allow = [\"a\", \"http://b\"]",
+            "a.toml:7: browser.egress_allow: \"http://b\" should be",
+        ),
+        (
+            "[browser]\negress_allow = [\"10.0.0.1/8\"]",
+            "a.toml:7: browser.egress_allow: \"10.0.0.1/8\" begins at 10.0.0.0: write \"10.0.0.0/8\"",
         ),
         (
             "[store]\non_damage = true",

@@ -9,6 +9,7 @@
 //! page that says it was interrupted.
 
 pub mod cdp;
+pub mod egress;
 pub mod host;
 pub mod process;
 pub mod tunnel;
