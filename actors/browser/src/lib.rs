@@ -9,7 +9,12 @@
 //! page that says it was interrupted.
 
 pub mod cdp;
+pub mod client;
+pub mod filter;
+pub mod jail;
 pub mod process;
 
 pub use cdp::{Cdp, CdpError, Event, Heard, Reply, Root};
+pub use client::{Ended, serve};
+pub use jail::Jail;
 pub use process::{Browser, BrowserError, BrowserSetup};
