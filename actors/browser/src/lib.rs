@@ -9,10 +9,15 @@
 //! page that says it was interrupted.
 
 pub mod cdp;
+pub mod client;
 pub mod egress;
+pub mod filter;
 pub mod host;
+pub mod jail;
 pub mod process;
 pub mod tunnel;
 
 pub use cdp::{Cdp, CdpError, Event, Heard, Reply, Root};
+pub use client::{Ended, serve};
+pub use jail::Jail;
 pub use process::{Browser, BrowserError, BrowserSetup};

@@ -1,0 +1,81 @@
+//! What one session owns in a browser that others use too.
+//!
+//! Owns: the session's BrowserContext, the contexts that its clients made besides, the folder that its
+//! files stay in, and the proxy that its traffic leaves by. Never touches the browser: the filter asks
+//! it, and the virtual root tells it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// See the module. One per session, shared by its clients and its recorder.
+#[derive(Debug)]
+pub struct Jail {
+    context: String,
+    downloads: PathBuf,
+    proxy: Option<String>,
+    made: Mutex<BTreeSet<String>>,
+}
+
+impl Jail {
+    /// A session whose default BrowserContext is `context` and whose files are in `downloads`, an
+    /// absolute path that the browser's user can write to.
+    pub fn new(context: String, downloads: PathBuf) -> Jail {
+        Jail {
+            context,
+            downloads,
+            proxy: None,
+            made: Mutex::default(),
+        }
+    }
+
+    /// Contexts that clients make go through this proxy, such as `http://127.0.0.1:3128`, whatever they
+    /// ask for. Without one, contexts are made without one.
+    #[must_use]
+    pub fn with_proxy(self, proxy: String) -> Jail {
+        Jail {
+            proxy: Some(proxy),
+            ..self
+        }
+    }
+
+    /// The id of the session's default BrowserContext.
+    pub fn context(&self) -> &str {
+        &self.context
+    }
+
+    /// Whether a BrowserContext is the session's.
+    pub fn owns(&self, context: &str) -> bool {
+        context == self.context || self.made().contains(context)
+    }
+
+    /// The contexts that clients made and have not left yet.
+    pub fn others(&self) -> Vec<String> {
+        self.made().iter().cloned().collect()
+    }
+
+    /// The folder that downloads go to, and that files for upload are taken from.
+    pub fn downloads(&self) -> &Path {
+        &self.downloads
+    }
+
+    /// What contexts leave by.
+    pub fn proxy(&self) -> Option<&str> {
+        self.proxy.as_deref()
+    }
+
+    /// A client has made a context.
+    pub(crate) fn add(&self, context: &str) {
+        self.made().insert(context.to_owned());
+    }
+
+    /// A context is disposed of.
+    pub(crate) fn remove(&self, context: &str) {
+        self.made().remove(context);
+    }
+
+    fn made(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        // No code that holds it can panic half-way.
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

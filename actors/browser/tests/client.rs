@@ -1,0 +1,327 @@
+//! One client, and several, of one session: the protocol as they see it, against a real Chromium.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod jailed;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use understudy_browser::Ended;
+
+use common::{Place, eventually};
+use jailed::Line;
+
+#[tokio::test]
+async fn a_target_that_a_client_makes_is_attached_before_its_answer() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+    let mut line = Line::new(&browser, &jail);
+    auto_attach(&mut line).await;
+    for _ in 0..10 {
+        let params = json!({ "url": "about:blank" });
+        let id = line.send(None, "Target.createTarget", params).await;
+        let first = line
+            .event(|message| message["method"] == "Target.attachedToTarget" || message["id"] == id);
+        let first = first.await;
+        assert_eq!(first["method"], "Target.attachedToTarget", "{first}");
+        assert!(first.get("sessionId").is_none(), "{first}");
+        let made = line.answer(id).await.unwrap();
+        assert_eq!(first["params"]["targetInfo"]["targetId"], made["targetId"]);
+    }
+}
+
+#[tokio::test]
+async fn a_client_finds_what_another_left_and_sees_what_it_does() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+    let mut first = Line::new(&browser, &jail);
+    let (target, session) = first.page("data:text/html,<title>kept</title>").await;
+    first.evaluate(&session, "window.kept = 42").await.unwrap();
+    let mut second = Line::new(&browser, &jail);
+    let attached = auto_attach(&mut second).await;
+    let [attached] = attached.as_slice() else {
+        panic!("one page is there, not {attached:?}")
+    };
+    assert_eq!(attached["targetInfo"]["targetId"], target);
+    let theirs = attached["sessionId"].as_str().unwrap();
+    assert_ne!(theirs, session);
+    let kept = second.evaluate(theirs, "window.kept").await.unwrap();
+    assert_eq!(kept, 42);
+    assert_eq!(first.leave().await, Ended::Left);
+    let kept = second.evaluate(theirs, "window.kept").await.unwrap();
+    assert_eq!(kept, 42);
+    let foreign = second.evaluate(&session, "window.kept").await.unwrap_err();
+    assert_eq!(foreign["code"], -32001);
+}
+
+#[tokio::test]
+async fn a_popup_is_attached_wherever_it_was_opened() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let (pages, _served) = jailed::pages().await;
+    let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+    let mut line = Line::new(&browser, &jail);
+    auto_attach(&mut line).await;
+    let (target, session) = line.page(&pages).await;
+    let open = format!("window.open('{pages}/popup'), 1");
+    line.evaluate(&session, &open).await.unwrap();
+    let popup = line
+        .event(|message| message["params"]["targetInfo"]["openerId"] == target)
+        .await;
+    assert_eq!(popup["method"], "Target.attachedToTarget", "{popup}");
+    let popup = popup["params"]["sessionId"].as_str().unwrap().to_owned();
+    assert_eq!(line.evaluate(&popup, "1 + 1").await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn contexts_that_a_client_made_go_with_it_and_the_sessions_own_stays() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+    let mut line = Line::new(&browser, &jail);
+    let made = line
+        .call(None, "Target.createBrowserContext", json!({}))
+        .await
+        .unwrap();
+    let context = made["browserContextId"].as_str().unwrap().to_owned();
+    line.page("about:blank").await;
+    let params = json!({ "url": "about:blank", "browserContextId": context });
+    line.call(None, "Target.createTarget", params)
+        .await
+        .unwrap();
+    let seen = line
+        .call(None, "Target.getBrowserContexts", json!({}))
+        .await
+        .unwrap();
+    assert_eq!(seen["browserContextIds"], json!([context]));
+    assert_eq!(seen["defaultBrowserContextId"], jail.context());
+    let own = json!({ "browserContextId": jail.context() });
+    let refused = line.call(None, "Target.disposeBrowserContext", own).await;
+    assert!(refused.is_err());
+    assert!(jail.owns(&context));
+    line.leave().await;
+    assert!(!jail.owns(&context));
+    let mut left = Vec::new();
+    for _ in 0..100 {
+        left = targets(&browser).await;
+        if left
+            .iter()
+            .all(|target| target["browserContextId"] != *context)
+        {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let of = |context: &str| {
+        let mut of = left
+            .iter()
+            .filter(|target| target["browserContextId"] == *context);
+        of.next().is_some()
+    };
+    assert!(!of(&context), "{left:?}");
+    assert!(of(jail.context()), "{left:?}");
+}
+
+#[tokio::test]
+async fn browser_close_is_answered_and_releases_the_session_and_no_browser() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+    let mut line = Line::new(&browser, &jail);
+    line.call(None, "Browser.close", json!({})).await.unwrap();
+    assert_eq!(line.ended().await, Ended::Released);
+    assert!(!targets(&browser).await.is_empty() || !browser.cdp().is_closed());
+}
+
+#[tokio::test]
+async fn when_the_browser_is_killed_what_waits_is_answered_and_the_line_ends() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+    let mut line = Line::new(&browser, &jail);
+    let (_, session) = line.page("about:blank").await;
+    let forever = json!({ "expression": "new Promise(() => {})", "awaitPromise": true });
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let id = line.send(Some(&session), "Runtime.evaluate", forever.clone());
+        ids.push(id.await);
+    }
+    line.evaluate(&session, "1").await.unwrap();
+    let killed = Instant::now();
+    common::kill(browser.pid());
+    for id in ids {
+        let error = line.answer(id).await.unwrap_err();
+        assert_eq!(error["message"], "Browser closed");
+    }
+    let ended = line.ended().await;
+    let took = killed.elapsed();
+    assert_eq!(ended, Ended::BrowserGone);
+    assert_eq!(ended.close_code(), 1012);
+    println!("from the kill to the end of the line: {took:?}");
+    assert!(took < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_crashed_page_fails_its_commands_and_lives_again_once_it_is_navigated() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+    let mut line = Line::new(&browser, &jail);
+    let (_, session) = line.page("about:blank").await;
+    let crash = line.call(Some(&session), "Page.crash", json!({})).await;
+    assert_eq!(crash.unwrap_err()["message"], "Target crashed");
+    let later = line.evaluate(&session, "1").await.unwrap_err();
+    assert_eq!(later["message"], "Target crashed");
+    let url = json!({ "url": "data:text/html,back" });
+    line.call(Some(&session), "Page.navigate", url)
+        .await
+        .unwrap();
+    assert_eq!(line.evaluate(&session, "1").await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off_and_its_neighbour_is_not() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+    let mut slow = Line::with_room(&browser, &jail, 1);
+    let mut quick = Line::new(&browser, &jail);
+    let (target, _) = quick.page("about:blank").await;
+    let session = slow.attach(&target).await;
+    for _ in 0..4 {
+        let large = json!({ "expression": "'x'.repeat(1 << 20)" });
+        slow.send(Some(&session), "Runtime.evaluate", large).await;
+    }
+    let mine = quick.attach(&target).await;
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        assert_eq!(quick.evaluate(&mine, "1").await.unwrap(), 1);
+    }
+    assert_eq!(slow.ended_unread().await, Ended::TooSlow);
+    assert_eq!(quick.evaluate(&mine, "1").await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn discovery_tells_each_of_its_sessions_what_it_asked_for() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+    let mut line = Line::new(&browser, &jail);
+    let sub = line
+        .call(None, "Target.attachToBrowserTarget", json!({}))
+        .await
+        .unwrap();
+    let sub = sub["sessionId"].as_str().unwrap().to_owned();
+    let pages = json!({ "discover": true, "filter": [{ "type": "page" }] });
+    line.call(Some(&sub), "Target.setDiscoverTargets", pages)
+        .await
+        .unwrap();
+    let (target, _) = line.page("about:blank").await;
+    let created = line
+        .event(|message| message["method"] == "Target.targetCreated")
+        .await;
+    assert_eq!(created["sessionId"], sub);
+    assert_eq!(created["params"]["targetInfo"]["targetId"], target);
+    let close = json!({ "targetId": target });
+    line.call(None, "Target.closeTarget", close).await.unwrap();
+    let gone = line
+        .event(|message| message["method"] == "Target.targetDestroyed")
+        .await;
+    assert_eq!(gone["params"]["targetId"], target);
+    let others = line.said.iter().filter(|message| {
+        let method = message["method"].as_str().unwrap_or_default();
+        method.starts_with("Target.target") && message["sessionId"] != *sub
+    });
+    assert_eq!(others.count(), 0, "{:?}", line.said);
+}
+
+#[tokio::test]
+async fn a_download_lands_in_the_sessions_folder_wherever_the_client_asked_for_it() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let (pages, _served) = jailed::pages().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(folder.path(), mode).unwrap();
+    let jail = jailed::session(&browser, folder.path()).await;
+    let mut line = Line::new(&browser, &jail);
+    let asked = json!({
+        "behavior": "allow", "downloadPath": "/etc", "eventsEnabled": true,
+    });
+    line.call(None, "Browser.setDownloadBehavior", asked)
+        .await
+        .unwrap();
+    let (_, session) = line.page(&pages).await;
+    let click = "document.querySelector('#file-link').click()";
+    line.evaluate(&session, click).await.unwrap();
+    let done = line
+        .event(|message| message["params"]["state"] == "completed")
+        .await;
+    assert_eq!(done["method"], "Browser.downloadProgress");
+    eventually("the file is there", || {
+        let file = std::fs::read(folder.path().join("data.bin"));
+        file.is_ok_and(|file| file == b"downloaded")
+    })
+    .await;
+}
+
+/// What serving a client costs, beside a call of our own: printed.
+#[tokio::test]
+async fn serving_a_client_adds_little_to_a_call() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+    let mut line = Line::new(&browser, &jail);
+    let (_, session) = line.page("about:blank").await;
+    let page = common::page(&browser, "about:blank").await;
+    let params = json!({ "expression": "1", "returnByValue": true });
+    let (mut served, mut called) = (Vec::new(), Vec::new());
+    for _ in 0..500 {
+        let since = Instant::now();
+        let method = "Runtime.evaluate";
+        line.call(Some(&session), method, params.clone())
+            .await
+            .unwrap();
+        served.push(since.elapsed());
+        let since = Instant::now();
+        let call = browser.cdp().call(page.session(), method, params.clone());
+        let _: Value = call.await.unwrap();
+        called.push(since.elapsed());
+    }
+    served.sort_unstable();
+    called.sort_unstable();
+    let at = |times: &[Duration], percent: usize| times[times.len() * percent / 100];
+    for percent in [50, 90, 99] {
+        println!(
+            "Runtime.evaluate p{percent}: served {:?}, Cdp::call {:?}",
+            at(&served, percent),
+            at(&called, percent)
+        );
+    }
+    assert!(at(&served, 50) < at(&called, 50) + Duration::from_millis(10));
+}
+
+async fn auto_attach(line: &mut Line) -> Vec<Value> {
+    let params = json!({ "autoAttach": true, "waitForDebuggerOnStart": true, "flatten": true });
+    line.call(None, "Target.setAutoAttach", params)
+        .await
+        .unwrap();
+    let attached = line
+        .said
+        .extract_if(.., |said| said["method"] == "Target.attachedToTarget");
+    attached.map(|mut said| said["params"].take()).collect()
+}
+
+async fn targets(browser: &understudy_browser::Browser) -> Vec<Value> {
+    let all = json!({ "filter": [{}] });
+    let mut all: Value = browser
+        .cdp()
+        .call("", "Target.getTargets", all)
+        .await
+        .unwrap();
+    serde_json::from_value(all["targetInfos"].take()).unwrap()
+}

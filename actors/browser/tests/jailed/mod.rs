@@ -1,0 +1,214 @@
+//! Sessions of a real browser, lines that speak to them, and pages for them to visit.
+
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test file uses its own part
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::header::{CONTENT_TYPE, SET_COOKIE};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use understudy_browser::{Browser, Ended, Jail, serve};
+
+/// A session: a context of its own, and a folder.
+pub async fn session(browser: &Browser, downloads: &Path) -> Arc<Jail> {
+    let made: Value = browser
+        .cdp()
+        .call("", "Target.createBrowserContext", json!({}))
+        .await
+        .unwrap();
+    let context = made["browserContextId"].as_str().unwrap().to_owned();
+    Arc::new(Jail::new(context, downloads.to_owned()))
+}
+
+/// A client without a WebSocket.
+pub struct Line {
+    to: mpsc::Sender<Bytes>,
+    heard: mpsc::Receiver<Bytes>,
+    last_id: i64,
+    /// Everything that came and was no answer to [`Line::call`].
+    pub said: Vec<Value>,
+    served: JoinHandle<Ended>,
+}
+
+impl Line {
+    pub fn new(browser: &Browser, jail: &Arc<Jail>) -> Line {
+        Line::with_room(browser, jail, 64)
+    }
+
+    pub fn with_room(browser: &Browser, jail: &Arc<Jail>, room: usize) -> Line {
+        let (cdp, jail) = (browser.cdp().clone(), jail.clone());
+        let (to, from) = mpsc::channel(64);
+        let (say, heard) = mpsc::channel(room);
+        let served = tokio::spawn(async move { serve(&cdp, &jail, from, say).await });
+        Line {
+            to,
+            heard,
+            last_id: 0,
+            said: Vec::new(),
+            served,
+        }
+    }
+
+    /// Its result, or the protocol's error.
+    pub async fn call(
+        &mut self,
+        session: Option<&str>,
+        method: &str,
+        params: Value,
+    ) -> Result<Value, Value> {
+        let id = self.send(session, method, params).await;
+        self.answer(id).await
+    }
+
+    pub async fn send(&mut self, session: Option<&str>, method: &str, params: Value) -> i64 {
+        self.last_id += 1;
+        let mut command = json!({ "id": self.last_id, "method": method, "params": params });
+        if let Some(session) = session {
+            command["sessionId"] = session.into();
+        }
+        self.send_raw(command.to_string()).await;
+        self.last_id
+    }
+
+    pub async fn send_raw(&self, message: impl Into<Bytes>) {
+        // It fails once the line has ended; whoever waits for an answer then sees that.
+        let _ = self.to.send(message.into()).await;
+    }
+
+    pub async fn answer(&mut self, id: i64) -> Result<Value, Value> {
+        loop {
+            let mut message = self.next().await.expect("the line ended");
+            if message["id"] != id {
+                self.said.push(message);
+            } else if message["error"].is_object() {
+                return Err(message["error"].take());
+            } else {
+                return Ok(message["result"].take());
+            }
+        }
+    }
+
+    pub async fn next(&mut self) -> Option<Value> {
+        let heard = timeout(LIMIT, self.heard.recv()).await;
+        let heard = heard.expect("nothing was said in time")?;
+        Some(serde_json::from_slice(&heard).unwrap())
+    }
+
+    /// Waits for an event.
+    pub async fn event(&mut self, fits: impl Fn(&Value) -> bool) -> Value {
+        if let Some(at) = self.said.iter().position(&fits) {
+            return self.said.remove(at);
+        }
+        loop {
+            let message = self.next().await.expect("the line ended");
+            if fits(&message) {
+                return message;
+            }
+            self.said.push(message);
+        }
+    }
+
+    /// A page and the session on it.
+    pub async fn page(&mut self, url: &str) -> (String, String) {
+        let params = json!({ "url": url });
+        let made = self
+            .call(None, "Target.createTarget", params)
+            .await
+            .unwrap();
+        let target = made["targetId"].as_str().unwrap().to_owned();
+        let session = self.attach(&target).await;
+        (target, session)
+    }
+
+    pub async fn attach(&mut self, target: &str) -> String {
+        let params = json!({ "targetId": target, "flatten": true });
+        let attached = self.call(None, "Target.attachToTarget", params).await;
+        attached.unwrap()["sessionId"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn evaluate(&mut self, session: &str, expression: &str) -> Result<Value, Value> {
+        let params = json!({
+            "expression": expression, "awaitPromise": true, "returnByValue": true,
+        });
+        let mut result = self.call(Some(session), "Runtime.evaluate", params).await?;
+        Ok(result["result"]["value"].take())
+    }
+
+    /// The client goes; how its line ended.
+    pub async fn leave(self) -> Ended {
+        let Line {
+            to, heard, served, ..
+        } = self;
+        drop(to);
+        let ended = timeout(LIMIT, served).await.expect("it does not end");
+        drop(heard);
+        ended.unwrap()
+    }
+
+    /// Waits until the other side ends the line, taking what comes.
+    pub async fn ended(mut self) -> Ended {
+        while self.next().await.is_some() {}
+        timeout(LIMIT, self.served).await.unwrap().unwrap()
+    }
+
+    /// Waits until the other side ends the line, taking nothing.
+    pub async fn ended_unread(self) -> Ended {
+        let Line {
+            to, heard, served, ..
+        } = self;
+        let ended = timeout(3 * LIMIT, served).await.unwrap().unwrap();
+        drop((to, heard));
+        ended
+    }
+}
+
+/// A web server with a few pages; its address, without a slash at the end.
+pub async fn pages() -> (String, JoinHandle<()>) {
+    let page = |body: &'static str| {
+        let html = [(CONTENT_TYPE, "text/html")];
+        get(move || async move { (html, body).into_response() })
+    };
+    let set_cookie = || async { ([(SET_COOKIE, "visited=yes; Max-Age=3600")], "visited") };
+    let pages = Router::new()
+        .route("/", page(INDEX))
+        .route("/popup", page("<title>popup</title><p id=p>popup"))
+        .route(
+            "/frame",
+            page("<title>frame</title><iframe src=/popup></iframe>"),
+        )
+        .route("/api", get(|| async { "from the server" }))
+        .route("/cookie", get(set_cookie))
+        .route("/file", get(download));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let served = tokio::spawn(async move { axum::serve(listener, pages).await.unwrap() });
+    (address, served)
+}
+
+async fn download() -> impl IntoResponse {
+    let headers = [
+        (CONTENT_TYPE, "application/octet-stream"),
+        (
+            axum::http::header::CONTENT_DISPOSITION,
+            "attachment; filename=data.bin",
+        ),
+    ];
+    (headers, "downloaded")
+}
+
+const INDEX: &str = "<!doctype html><title>index</title><h1>index</h1>
+<button id=count onclick='this.textContent = Number(this.textContent) + 1'>0</button>
+<a id=popup href=/popup target=_blank>popup</a>
+<input id=text><input id=file type=file>
+<a id=file-link href=/file>file</a>
+<div style='height: 3000px'></div>";
+
+const LIMIT: Duration = Duration::from_secs(15);
