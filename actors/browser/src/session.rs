@@ -48,7 +48,7 @@ use crate::process::Browser;
 use crate::recorder::Recorder;
 use crate::restore;
 use crate::state::{Delta, SessionState};
-use crate::tunnel::End;
+use crate::tunnel::{End, RELEASED};
 
 /// The kind's name in the ids of its children.
 pub const KIND: &str = "session";
@@ -223,10 +223,12 @@ impl Client {
             // An error means that the session is gone, which is what it would say.
             _ = self.open.over.wait_for(|over| *over) => Ended::BrowserGone,
         };
-        let (code, reason) = ended.close();
         End {
-            code,
-            reason: reason.to_owned(),
+            code: match ended {
+                Ended::Released => RELEASED,
+                _ => ended.close_code(),
+            },
+            reason: ended.reason().to_owned(),
         }
     }
 }
@@ -268,24 +270,27 @@ impl Kind for Sessions {
         };
         let context_guard = ContextGuard(open.clone());
         let restored = timeout(RESTORE_LIMIT, restore::restore(&open.cdp, &open.jail, &state)).await;
-        match restored {
+        let restored = match restored {
             Ok(restored) => {
-                if let Some(missing) = restored.missing() {
-                    (self.given.told)(&child, Told::Restored(missing));
+                if !restored.is_whole() {
+                    (self.given.told)(&child, Told::Restored(missing(&restored)));
                 }
+                restored
             }
             Err(_) => {
                 let why = format!("its pages were not all back after {RESTORE_LIMIT:?}");
                 (self.given.told)(&child, Told::Restored(why));
+                restore::Restored::default()
             }
-        }
-        if state.pages().next().is_none() {
+        };
+        if state.pages.is_empty() {
             let blank = json!({ "url": "about:blank", "browserContextId": open.jail.context() });
             let made = open.cdp.call::<Value>("", "Target.createTarget", blank).await;
             made.map_err(|error| failed(error.to_string()))?;
         }
         let prodder = context.prodder();
-        let recorder = Recorder::start(&open.cdp, open.jail.clone(), state, move || prodder.prod());
+        let prod = move || prodder.prod();
+        let recorder = Recorder::resume(&open.cdp, open.jail.clone(), state, &restored, prod);
         let recorder = recorder.await.map_err(|error| failed(error.to_string()))?;
         let mut watching = JoinSet::new();
         let (cdp, ender) = (open.cdp.clone(), context.ender());
@@ -368,7 +373,8 @@ impl Session {
     }
 
     fn about(&self) -> About {
-        let pages = self.recorder.state().pages().map(|page| PageAbout {
+        let state = self.recorder.state();
+        let pages = state.pages.values().map(|page| PageAbout {
             url: page.url.clone(),
             title: page.title.clone(),
         });
@@ -520,7 +526,23 @@ async fn open_context(browser: &Browser, proxy: &str) -> Result<Jail, CdpError> 
     });
     let made: Made = browser.cdp().call("", "Target.createBrowserContext", ask).await?;
     let downloads = browser.dir().join("files").join(&made.browser_context_id);
-    Ok(Jail::new(made.browser_context_id, downloads))
+    Ok(Jail::new(made.browser_context_id, downloads).with_proxy(proxy.to_owned()))
+}
+
+/// What could not be brought back, for people.
+fn missing(restored: &restore::Restored) -> String {
+    let mut said = Vec::new();
+    for page in restored.pages.iter().filter(|page| !page.missed.is_empty()) {
+        let what: Vec<String> = page.missed.iter().map(ToString::to_string).collect();
+        said.push(format!("{}: {}", page.url, what.join(", ")));
+    }
+    for (origin, why) in &restored.origins_missed {
+        said.push(format!("the storage of {origin}: {why}"));
+    }
+    if restored.cookies_missed > 0 {
+        said.push(format!("{} cookies were refused", restored.cookies_missed));
+    }
+    format!("not all is back: {}", said.join("; "))
 }
 
 fn state_of(checkpoint: &Checkpoint) -> Result<SessionState, StartError> {

@@ -176,6 +176,10 @@ async fn written(to: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> io::Resul
     taken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// The code of an [`End`] of a client that has released its session: it is to be removed. No client hears
+/// it (RFC 6455 leaves these numbers to applications).
+pub const RELEASED: u16 = 4000;
+
 const TEXT: u8 = 0;
 const END: u8 = 1;
 const HEAD: usize = 5;

@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use understudy_browser::session::{About, KIND};
-use understudy_browser::tunnel::{self, End, Frame, HEARD_BYTES_MAX, Hello, SAID_BYTES_MAX};
+use understudy_browser::tunnel::{self, End, Frame, HEARD_BYTES_MAX, Hello, RELEASED, SAID_BYTES_MAX};
 use understudy_control::handle::{Answered, View};
 use understudy_control::tunnels::Tunnel;
 use understudy_protocol::id::ChildId;
@@ -100,7 +100,7 @@ pub(super) async fn list(
     State(gateway): State<Gateway>,
     Params(which): Params<Which>,
     headers: HeaderMap,
-) -> Result<Json<api::List<api::ListedSession>>, Problem> {
+) -> Result<Json<api::Listing<api::ListedSession>>, Problem> {
     let view = gateway.formed()?;
     let limit = which.limit.unwrap_or(SESSIONS_PAGE).clamp(1, SESSIONS_PAGE);
     let sessions = view.directory.units().iter().filter_map(|(unit, entry)| {
@@ -130,9 +130,11 @@ pub(super) async fn list(
         serving: entry.owner.is_some_and(|owner| owner.serving),
         cdp: address(&headers, child),
     });
-    Ok(Json(api::List {
+    Ok(Json(api::Listing {
         items: items.collect(),
         next,
+        // The directory knows them all: nobody has to be asked.
+        silent: Vec::new(),
     }))
 }
 
@@ -279,7 +281,9 @@ pub(super) async fn connect(
     let tunnel = attached(&gateway, &child, Instant::now() + patience).await?;
     let stop = gateway.stop.clone();
     Ok(bounded(upgrade).on_upgrade(move |socket| async move {
-        serve(socket, tunnel, stop).await;
+        if serve(socket, tunnel, stop).await == Served::Released {
+            forget(&gateway, &child).await;
+        }
     }))
 }
 
@@ -375,7 +379,7 @@ async fn attached(
 }
 
 /// Carries messages until one side is done, and closes the connection with the reason.
-async fn serve(socket: WebSocket, tunnel: Tunnel, mut stop: watch::Receiver<bool>) {
+async fn serve(socket: WebSocket, tunnel: Tunnel, mut stop: watch::Receiver<bool>) -> Served {
     let (mut sink, mut stream) = socket.split();
     let Tunnel {
         mut reader,
@@ -425,17 +429,31 @@ async fn serve(socket: WebSocket, tunnel: Tunnel, mut stop: watch::Receiver<bool
         end = say => end,
         end = stopping => end,
     };
+    let released = end.as_ref().is_some_and(|end| end.code == RELEASED);
     if let Some(end) = end {
         let mut reason = end.reason;
         reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
         let frame = CloseFrame {
-            code: end.code,
+            code: if released { 1000 } else { end.code },
             reason: reason.into(),
         };
         let close = sink.send(Message::Close(Some(frame)));
         // Whoever does not take it has left.
         let _ = tokio::time::timeout(CLOSE_PATIENCE, close).await;
     }
+    match released {
+        true => Served::Released,
+        false => Served::Left,
+    }
+}
+
+/// How a client's time ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    /// The session goes on.
+    Left,
+    /// It said that the session is over.
+    Released,
 }
 
 fn end(code: u16, reason: &str) -> End {
@@ -483,8 +501,22 @@ async fn ask(
             let head = Head { error, ..head };
             Ok((answered, Said { head, raw }))
         }
-        (false, Some(refused)) => Err(of_code(&refused.code, refused.detail)),
+        (false, Some(refused)) => {
+            let problem = of_code(&refused.code, refused.detail);
+            Err(problem.hint(hint(&refused.code)))
+        }
         (false, None) => Err(strange("that it failed, and not why")),
+    }
+}
+
+/// What to do about a refusal of a session.
+fn hint(code: &str) -> &'static str {
+    match code {
+        "not_found" => "`understudy session show ID` lists its pages",
+        "invalid" => "pages are opened by `http:` and `https:` addresses",
+        "quota_exceeded" => "ask for less of the page, or take the picture over the `cdp` address",
+        "deadline_exceeded" => "the page computes without end or shows a dialog: connect and close it",
+        _ => "try again; `understudy events` shows what its pages were refused",
     }
 }
 

@@ -111,6 +111,9 @@ pub enum Command {
     /// Guests that keep nothing
     #[command(subcommand)]
     Function(Function),
+    /// Browsers that keep their pages
+    #[command(subcommand)]
+    Session(Session),
     /// The cluster's own certificates
     #[command(subcommand)]
     Ca(Ca),
@@ -462,6 +465,89 @@ pub enum Function {
         name: String,
         #[command(flatten)]
         call: GuestCall,
+    },
+}
+
+/// `understudy session`.
+#[derive(Clone, Debug, Subcommand)]
+#[command(after_help = "Examples:
+  understudy session open https://example.net --id shop
+  understudy session screenshot shop -o shop.png")]
+#[allow(missing_docs)]
+pub enum Session {
+    /// Open a browser session that outlives its browser and its node
+    #[command(after_help = "Examples:
+  understudy session open                              prints where clients connect to
+  understudy session open https://example.net --id shop
+  understudy session open --label zone=z1
+
+Playwright connects with `chromium.connectOverCDP(ADDRESS)`, Puppeteer with
+`puppeteer.connect({browserWSEndpoint: ADDRESS})`. The address stays the same
+when the session's node dies.")]
+    Open {
+        /// What its first page opens
+        url: Option<String>,
+        /// What it is to be called; drawn at random unless given
+        #[arg(long, value_name = "NAME")]
+        id: Option<String>,
+        /// A label that its node must have: `zone=z1`, or `gpu` for any value
+        #[arg(long, value_name = "KEY[=VALUE]")]
+        label: Vec<String>,
+        /// The only node that it may run on: it waits for that node when it is down
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
+        /// Whose it is
+        #[arg(long, default_value = params::TENANT, value_parser = tenant)]
+        tenant: String,
+    },
+    /// Every session, and where it is
+    #[command(after_help = "Examples:
+  understudy session list
+  understudy session list --tenant acme --json")]
+    List {
+        /// Only those of this tenant
+        #[arg(long, value_parser = tenant)]
+        tenant: Option<String>,
+    },
+    /// One session, with its pages and where clients connect to
+    #[command(after_help = "Example:
+  understudy session show shop")]
+    Show {
+        /// Which session
+        id: String,
+        /// Whose it is
+        #[arg(long, default_value = params::TENANT, value_parser = tenant)]
+        tenant: String,
+    },
+    /// A picture of a page, as PNG
+    #[command(after_help = "Examples:
+  understudy session screenshot shop -o shop.png
+  understudy session screenshot shop --page 1 --full > page.png")]
+    Screenshot {
+        /// Which session
+        id: String,
+        /// Where to; standard output unless given
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Which page, the oldest first
+        #[arg(long, default_value_t = 0)]
+        page: usize,
+        /// All of the page, and not only what is scrolled to
+        #[arg(long)]
+        full: bool,
+        /// Whose it is
+        #[arg(long, default_value = params::TENANT, value_parser = tenant)]
+        tenant: String,
+    },
+    /// End a session for good, with all that it keeps
+    #[command(after_help = "Example:
+  understudy session release shop")]
+    Release {
+        /// Which session
+        id: String,
+        /// Whose it is
+        #[arg(long, default_value = params::TENANT, value_parser = tenant)]
+        tenant: String,
     },
 }
 

@@ -16,6 +16,7 @@ use super::{Exit, Failure, Screen, print, sse};
 use crate::run;
 
 mod guests;
+mod sessions;
 
 /// Carries out a command: what it prints.
 pub(super) async fn run(cli: &Cli, screen: &mut Screen<'_>) -> Result<Vec<u8>, Failure> {
@@ -65,6 +66,7 @@ pub(super) async fn run(cli: &Cli, screen: &mut Screen<'_>) -> Result<Vec<u8>, F
         Command::Function(Function::Call { name, call }) => {
             guests::function(&asked, name, call, screen).await
         }
+        Command::Session(session) => sessions::session(&asked, session, screen).await,
         Command::Child(Child::List { kind, tenant }) => {
             let children = every(
                 &asked,

@@ -254,6 +254,51 @@ pub fn sandboxes(sandboxes: &api::Listing<api::ListedSandbox>, columns: usize) -
     text
 }
 
+/// One session: `session open`, `session show`.
+pub fn session(session: &api::Session) -> String {
+    let mut text = format!(
+        "{} runs on {} ({}, {})\n",
+        clean(&session.id),
+        clean(&session.node),
+        clean(&session.about.browser),
+        match session.about.clients {
+            0 => "no client is connected".to_owned(),
+            1 => "1 client is connected".to_owned(),
+            clients => format!("{clients} clients are connected"),
+        }
+    );
+    for (at, page) in session.about.pages.iter().enumerate() {
+        let title = match page.title.is_empty() {
+            true => String::new(),
+            false => format!("  {}", clean(&page.title)),
+        };
+        text.push_str(&format!("  page {at}: {}{title}\n", clean(&page.url)));
+    }
+    text.push_str(&format!(
+        "Connect to: {}\n  with the header `Authorization: Bearer TOKEN`, or `&token=TOKEN` behind it\n",
+        clean(&session.cdp)
+    ));
+    text
+}
+
+/// `session list`.
+pub fn sessions(sessions: &api::Listing<api::ListedSession>, columns: usize) -> String {
+    if sessions.items.is_empty() {
+        return "No session. Open one: understudy session open https://example.net --id NAME\n".into();
+    }
+    let mut table = Table::under(&["SESSION", "TENANT", "NODE", "EPOCH", "STATE"]);
+    for session in &sessions.items {
+        table.row([
+            session.id.clone(),
+            session.tenant.clone(),
+            session.node.clone().unwrap_or_else(|| "-".to_owned()),
+            session.epoch.to_string(),
+            if session.serving { "serving" } else { "starting" }.to_owned(),
+        ]);
+    }
+    table.fit(columns)
+}
+
 /// The numbers that an export gave: a line, so that a shell reads them; an empty one when there are none.
 pub fn results(results: &[serde_json::Value]) -> String {
     let texts = results.iter().map(|result| match result {
