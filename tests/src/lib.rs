@@ -6,6 +6,7 @@
 //! the command line, the HTTP surface and the process table. Ends only what it started, by process id.
 
 pub mod callers;
+pub mod cdp;
 pub mod cluster;
 pub mod disk;
 pub mod guests;
@@ -13,4 +14,5 @@ pub mod http;
 pub mod ports;
 pub mod process;
 pub mod relay;
+pub mod shop;
 pub mod stranger;
