@@ -168,7 +168,8 @@ fn check(command: &Command<'_>, place: Place, own: &Own<'_>) -> Result<Verdict, 
     let verdict = match (method.split_once('.'), place) {
         (Some(("Browser", name)), _) => browser(name, params, own),
         (Some(("Target", name)), _) => target(name, params, place, own),
-        (Some(("Storage", "getCookies" | "setCookies" | "clearCookies")), _) => {
+        // A page's session takes its own context's, and refuses to be told of one (measured).
+        (Some(("Storage", "getCookies" | "setCookies" | "clearCookies")), Place::Root) => {
             in_context(params, own)
         }
         (Some((domain, name)), Place::Page) => {

@@ -35,6 +35,8 @@ pub struct Line {
     last_id: i64,
     /// Everything that came and was no answer to [`Line::call`].
     pub said: Vec<Value>,
+    /// All that it was ever told, but for errors.
+    pub told: String,
     served: JoinHandle<Ended>,
 }
 
@@ -53,6 +55,7 @@ impl Line {
             heard,
             last_id: 0,
             said: Vec::new(),
+            told: String::new(),
             served,
         }
     }
@@ -84,22 +87,22 @@ impl Line {
     }
 
     pub async fn answer(&mut self, id: i64) -> Result<Value, Value> {
-        loop {
-            let mut message = self.next().await.expect("the line ended");
-            if message["id"] != id {
-                self.said.push(message);
-            } else if message["error"].is_object() {
-                return Err(message["error"].take());
-            } else {
-                return Ok(message["result"].take());
-            }
+        let mut message = self.event(|message| message["id"] == id).await;
+        if message["error"].is_object() {
+            return Err(message["error"].take());
         }
+        Ok(message["result"].take())
     }
 
     pub async fn next(&mut self) -> Option<Value> {
         let heard = timeout(LIMIT, self.heard.recv()).await;
-        let heard = heard.expect("nothing was said in time")?;
-        Some(serde_json::from_slice(&heard).unwrap())
+        let heard: Value =
+            serde_json::from_slice(&heard.expect("nothing was said in time")?).unwrap();
+        if heard["error"].is_null() {
+            // An error repeats what it refuses.
+            self.told += &heard.to_string();
+        }
+        Some(heard)
     }
 
     /// Waits for an event.
@@ -125,7 +128,16 @@ impl Line {
             .unwrap();
         let target = made["targetId"].as_str().unwrap().to_owned();
         let session = self.attach(&target).await;
-        (target, session)
+        let there = "document.readyState === 'complete' && location.href";
+        for _ in 0..500 {
+            // A navigation on its way takes the script's world along.
+            let at = self.evaluate(&session, there).await.unwrap_or_default();
+            if at.as_str().is_some_and(|at| at.starts_with(url)) {
+                return (target, session);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{url} does not load");
     }
 
     pub async fn attach(&mut self, target: &str) -> String {
@@ -139,6 +151,9 @@ impl Line {
             "expression": expression, "awaitPromise": true, "returnByValue": true,
         });
         let mut result = self.call(Some(session), "Runtime.evaluate", params).await?;
+        if result["exceptionDetails"].is_object() {
+            return Err(result["exceptionDetails"].take());
+        }
         Ok(result["result"]["value"].take())
     }
 
