@@ -9,7 +9,15 @@
 //! page that says it was interrupted.
 
 pub mod cdp;
+pub mod jail;
 pub mod process;
+pub mod recorder;
+pub mod restore;
+pub mod state;
 
 pub use cdp::{Cdp, CdpError, Event, Heard, Reply, Root};
+pub use jail::Jail;
 pub use process::{Browser, BrowserError, BrowserSetup};
+pub use recorder::Recorder;
+pub use restore::{Restored, restore};
+pub use state::{Delta, SessionState, StateError};
