@@ -15,9 +15,17 @@ pub mod filter;
 pub mod host;
 pub mod jail;
 pub mod process;
+pub mod recorder;
+pub mod restore;
+pub mod session;
+pub mod state;
 pub mod tunnel;
 
 pub use cdp::{Cdp, CdpError, Event, Heard, Reply, Root};
 pub use client::{Ended, serve};
 pub use jail::Jail;
 pub use process::{Browser, BrowserError, BrowserSetup};
+pub use recorder::Recorder;
+pub use restore::restore;
+pub use session::Sessions;
+pub use state::{Delta, SessionState};

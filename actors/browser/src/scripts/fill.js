@@ -1,0 +1,40 @@
+// Runs in a world of its own in the restored page, again and again until all is as it was. It dispatches
+// no event: a page that sends a form whenever a field changes must not send it once more.
+({ fields, x, y, focus }) => {
+  const text = (s) => (s[0] === "\u0001" ? JSON.parse(s.slice(1)) : s);
+  const find = (path) => {
+    try {
+      return document.querySelector(path);
+    } catch {
+      return null;
+    }
+  };
+  const put = (e, value) => {
+    if (value.selected) {
+      const wanted = new Set(value.selected.map(text));
+      for (const option of e.options) option.selected = wanted.has(option.value);
+      return [...e.selectedOptions].length === wanted.size;
+    }
+    if ("checked" in value) return (e.checked = value.checked) === value.checked;
+    const wanted = text(value.html ?? value.text);
+    const property = "html" in value ? "innerHTML" : "value";
+    if (e[property] !== wanted) e[property] = wanted;
+    return e[property] === wanted;
+  };
+  let missing = 0;
+  for (const { path, kind, name, value } of fields) {
+    const e = find(path);
+    const same = e && `${e.localName} ${e.type ?? ""}`.trim() === kind && (e.name ?? "") === text(name);
+    let is_put = false;
+    try {
+      is_put = same && put(e, value);
+    } catch {
+      // Left as it is.
+    }
+    if (!is_put) missing++;
+  }
+  if (focus) find(focus)?.focus({ preventScroll: true });
+  if (Math.round(scrollX) !== x || Math.round(scrollY) !== y) scrollTo({ left: x, top: y, behavior: "instant" });
+  const is_scrolled = Math.abs(scrollX - x) <= 1 && Math.abs(scrollY - y) <= 1;
+  return { missing, is_scrolled };
+}
