@@ -125,10 +125,14 @@ pub async fn restore(cdp: &Cdp, jail: &Jail, state: &SessionState) -> Restored {
     let others = state.origins.iter().filter(|(origin, _)| !is_brought(origin));
     let others: Vec<_> = others.collect();
     let others = others.chunks(ORIGINS_A_TAB);
-    let others = others.map(|origins| bring_origins(cdp, jail, origins));
+    // Collected before they are awaited: else the whole would not be `Send`.
+    let others: Vec<_> = others
+        .map(|origins| bring_origins(cdp, jail, origins))
+        .collect();
     let others = futures_util::stream::iter(others).buffered(PAGES_AT_ONCE);
     restored.origins_missed = others.concat().await;
-    let finished = futures_util::stream::iter(blanks).map(Blank::finish);
+    let finished: Vec<_> = blanks.into_iter().map(Blank::finish).collect();
+    let finished = futures_util::stream::iter(finished);
     restored.pages = finished.buffered(PAGES_AT_ONCE).collect().await;
     restored
 }

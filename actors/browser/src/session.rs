@@ -252,7 +252,12 @@ impl Kind for Sessions {
         };
         let denied = {
             let (told, child) = (self.given.told.clone(), child.clone());
-            Arc::new(move |denied: Denied| told(&child, Told::Denied(denied.to_string())))
+            Arc::new(move |denied: Denied| {
+                let Denied {
+                    host, port, why, ..
+                } = denied;
+                told(&child, Told::Denied(format!("{host}:{port}: {why}")));
+            })
         };
         let egress = Egress::open(self.given.policy.clone(), permit, denied);
         let egress = egress.map_err(|error| failed(format!("no proxy for its pages: {error}")))?;
