@@ -1,0 +1,287 @@
+//! A whole session as a node sees it: started, used, killed with its browser, and started again from
+//! what it handed out.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use understudy_browser::egress::EgressPolicy;
+use understudy_browser::host::Browsers;
+use understudy_browser::process::Direct;
+use understudy_browser::session::{Given, NotHere, Session, Sessions, Told};
+use understudy_browser::tunnel::End;
+use understudy_protocol::id::{ChildId, IncarnationId};
+use understudy_protocol::wire::envelope::CallKey;
+use understudy_protocol::workload::egress::Allow;
+use understudy_supervision::{Checkpoint, Child as _, Context, Kind as _, Request};
+
+use common::{Place, eventually};
+
+/// Sessions of one node, and what people heard of them.
+struct Node {
+    place: Place,
+    sessions: Sessions,
+    browsers: Browsers,
+    told: Arc<Mutex<Vec<Told>>>,
+    may_act: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Node {
+    fn new(allow: &[&str]) -> Node {
+        let place = Place::new();
+        let browsers = Browsers::new(place.setup(), Arc::new(Direct));
+        let told = Arc::<Mutex<Vec<Told>>>::default();
+        let may_act = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let allow = allow.iter().map(|allow| Allow::parse(allow).unwrap()).collect();
+        let (telling, acting) = (told.clone(), may_act.clone());
+        let given = Given {
+            browsers: browsers.clone(),
+            policy: Arc::new(EgressPolicy::new(allow)),
+            permit: Arc::new(move |_| acting.load(std::sync::atomic::Ordering::SeqCst)),
+            told: Arc::new(move |_, what| telling.lock().unwrap().push(what)),
+        };
+        Node {
+            place,
+            sessions: Sessions::new(given),
+            browsers,
+            told,
+            may_act,
+        }
+    }
+
+    async fn start(&self, child: &str, checkpoint: Checkpoint) -> Session {
+        let context = Context::new(ChildId::parse(child).unwrap(), |_, _| {});
+        self.sessions.start(context, checkpoint).await.unwrap()
+    }
+}
+
+async fn ask(session: &mut Session, ask: Value) -> (Value, Bytes) {
+    let gateway = IncarnationId(1);
+    let key = CallKey::Internal { gateway, number: 1 };
+    let request = Request::new(key, ask.to_string().into());
+    let answer = session.handle(request).await.unwrap().answer;
+    let line = answer.iter().position(|byte| *byte == b'\n');
+    let line = line.unwrap_or(answer.len());
+    let head = serde_json::from_slice(&answer[..line]).unwrap();
+    (head, answer.slice((line + 1).min(answer.len())..))
+}
+
+/// What the session has to say by itself.
+async fn step(session: &mut Session) -> Option<Bytes> {
+    session.handle(Request::prod()).await.unwrap().effect
+}
+
+/// A page whose storage, cookie and form are set by a query, and which says what its first script saw.
+async fn site() -> (u16, tokio::task::JoinSet<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = vec![0; 8192];
+            let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut asked).await;
+            let body = "<!doctype html><title>site</title><script>document.title = 'basket ' + \
+                localStorage.getItem('basket')</script><input id=name><div style='height:3000px'></div>";
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nset-cookie: visitor=viola; HttpOnly\r\n\
+                 content-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes()).await;
+        }
+    });
+    (port, tasks)
+}
+
+/// A client of a session that speaks over the channels of `serve`.
+struct Speaker {
+    say: mpsc::Sender<Bytes>,
+    hear: mpsc::Receiver<Bytes>,
+    serving: tokio::task::JoinSet<End>,
+    last: u64,
+}
+
+impl Speaker {
+    async fn attach(node: &Node, session: &mut Session, child: &str) -> Speaker {
+        let (head, _) = ask(session, json!({ "op": "attach" })).await;
+        let child = ChildId::parse(child).unwrap();
+        let client = node.sessions.admit(&child, head["ticket"].as_str().unwrap()).unwrap();
+        let (say, from) = mpsc::channel(64);
+        let (to, hear) = mpsc::channel(64);
+        let mut serving = tokio::task::JoinSet::new();
+        serving.spawn(client.serve(from, to));
+        Speaker {
+            say,
+            hear,
+            serving,
+            last: 0,
+        }
+    }
+
+    async fn call(&mut self, page: Option<&str>, method: &str, params: Value) -> Value {
+        self.last += 1;
+        let mut message = json!({ "id": self.last, "method": method, "params": params });
+        if let Some(page) = page {
+            message["sessionId"] = page.into();
+        }
+        self.say.send(message.to_string().into()).await.unwrap();
+        loop {
+            let heard = tokio::time::timeout(Duration::from_secs(20), self.hear.recv()).await;
+            let heard: Value = serde_json::from_slice(&heard.unwrap().unwrap()).unwrap();
+            if heard["id"] == json!(self.last) {
+                return heard;
+            }
+        }
+    }
+
+    async fn page(&mut self) -> String {
+        let targets = self.call(None, "Target.getTargets", json!({})).await;
+        let pages = targets["result"]["targetInfos"].as_array().unwrap().clone();
+        let page = pages.iter().find(|target| target["type"] == "page").unwrap();
+        let attach = json!({ "targetId": page["targetId"], "flatten": true });
+        let attached = self.call(None, "Target.attachToTarget", attach).await;
+        attached["result"]["sessionId"].as_str().unwrap().to_owned()
+    }
+
+    async fn evaluate(&mut self, page: &str, expression: &str) -> Value {
+        let ask = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
+        let said = self.call(Some(page), "Runtime.evaluate", ask).await;
+        said["result"]["result"]["value"].clone()
+    }
+}
+
+const CHILD: &str = "@acme/session/shop";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_goes_on_from_its_last_step_in_another_browser() {
+    let (port, _site) = site().await;
+    let url = format!("http://127.0.0.1:{port}/");
+    let node = Node::new(&[&format!("127.0.0.1:{port}")]);
+    let mut session = node.start(CHILD, Checkpoint::default()).await;
+    let (opened, _) = ask(&mut session, json!({ "op": "open", "url": url })).await;
+    assert_eq!(opened, json!({ "ok": true }), "{:?}", node.told.lock().unwrap());
+    let mut client = Speaker::attach(&node, &mut session, CHILD).await;
+    let page = client.page().await;
+    let title = "new Promise(done => { const look = () => document.title.startsWith('basket') ? \
+        done(document.title) : setTimeout(look, 20); look(); })";
+    assert_eq!(client.evaluate(&page, title).await, json!("basket null"));
+    let fill = "localStorage.setItem('basket', 'crown'); \
+        document.getElementById('name').value = 'Feste'; \
+        document.getElementById('name').dispatchEvent(new Event('input', {bubbles: true})); scrollTo(0, 700)";
+    client.evaluate(&page, fill).await;
+    let mut steps = Vec::new();
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        steps.extend(step(&mut session).await);
+    }
+    for step in &steps { eprintln!("{}", String::from_utf8_lossy(step)); }
+    assert!(!steps.is_empty());
+    let (about, _) = ask(&mut session, json!({ "op": "about" })).await;
+    assert_eq!(about["about"]["pages"][0]["url"], json!(url));
+    assert_eq!(about["about"]["clients"], json!(1));
+
+    // Its browser dies: the client hears of it, with the code that says "connect again".
+    let (_, pid) = node.browsers.running().pop().unwrap();
+    common::kill(pid);
+    let end = client.serving.join_next().await.unwrap().unwrap();
+    assert_eq!(end.code, 1012, "{end:?}");
+    drop(session);
+
+    let again = Checkpoint::new(None, steps);
+    let mut session = node.start(CHILD, again).await;
+    let mut client = Speaker::attach(&node, &mut session, CHILD).await;
+    let page = client.page().await;
+    // What the page's first script saw.
+    assert_eq!(client.evaluate(&page, title).await, json!("basket crown"));
+    let look = "document.getElementById('name').value + ' ' + Math.round(scrollY)";
+    assert_eq!(client.evaluate(&page, look).await, json!("Feste 700"));
+    let cookies = client.call(None, "Storage.getCookies", json!({})).await;
+    assert_eq!(cookies["result"]["cookies"][0]["value"], json!("viola"));
+    let (shot, png) = ask(&mut session, json!({ "op": "screenshot" })).await;
+    assert_eq!(shot["ok"], json!(true));
+    assert_eq!(&png[..4], b"\x89PNG");
+
+    // From a base instead of steps it is the same.
+    let base = session.snapshot().await.unwrap();
+    drop(session);
+    let mut session = node.start(CHILD, Checkpoint::new(Some(base), Vec::new())).await;
+    let mut client = Speaker::attach(&node, &mut session, CHILD).await;
+    let page = client.page().await;
+    assert_eq!(client.evaluate(&page, look).await, json!("Feste 700"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_session_may_not_reach_is_refused_and_told() {
+    let (port, _site) = site().await;
+    let node = Node::new(&[]);
+    let mut session = node.start(CHILD, Checkpoint::default()).await;
+    let url = format!("http://127.0.0.1:{port}/");
+    let _ = ask(&mut session, json!({ "op": "open", "url": url })).await;
+    let told = node.told.clone();
+    eventually("the denial is told", || {
+        let told = told.lock().unwrap();
+        told.iter().any(|told| matches!(told, Told::Denied(text) if text.contains("127.0.0.1")))
+    })
+    .await;
+    for (url, code) in [
+        ("file:///etc/passwd", "invalid"),
+        ("chrome://version", "invalid"),
+        ("no address", "invalid"),
+    ] {
+        let (said, _) = ask(&mut session, json!({ "op": "open", "url": url })).await;
+        assert_eq!(said["error"]["code"], json!(code), "{url}: {said}");
+    }
+    let (said, _) = ask(&mut session, json!({ "op": "screenshot", "page": 7 })).await;
+    assert_eq!(said["error"]["code"], json!("not_found"), "{said}");
+    let (said, _) = ask(&mut session, json!({ "op": "dance" })).await;
+    assert_eq!(said["error"]["code"], json!("invalid"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_leaves_once_the_node_may_not_act() {
+    let (port, _site) = site().await;
+    let node = Node::new(&[&format!("127.0.0.1:{port}")]);
+    let mut session = node.start(CHILD, Checkpoint::default()).await;
+    node.may_act.store(false, std::sync::atomic::Ordering::SeqCst);
+    let mut client = Speaker::attach(&node, &mut session, CHILD).await;
+    let page = client.page().await;
+    let url = format!("http://127.0.0.1:{port}/");
+    client.call(Some(&page), "Page.navigate", json!({ "url": url })).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let title = client.evaluate(&page, "document.title").await;
+    assert!(!title.as_str().unwrap_or_default().starts_with("basket"), "{title}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_lets_one_client_in_once() {
+    let node = Node::new(&[]);
+    let mut session = node.start(CHILD, Checkpoint::default()).await;
+    let child = ChildId::parse(CHILD).unwrap();
+    let (head, _) = ask(&mut session, json!({ "op": "attach" })).await;
+    let ticket = head["ticket"].as_str().unwrap();
+    assert!(node.sessions.admit(&child, ticket).is_ok());
+    assert_eq!(node.sessions.admit(&child, ticket).err(), Some(NotHere::BadTicket));
+    assert_eq!(node.sessions.admit(&child, "guess").err(), Some(NotHere::BadTicket));
+    drop(session);
+    assert_eq!(node.sessions.admit(&child, ticket).err(), Some(NotHere::NoSession));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_sessions_share_a_process_and_two_tenants_do_not() {
+    let node = Node::new(&[]);
+    let mut sessions = BTreeMap::new();
+    for child in ["@acme/session/a", "@acme/session/b", "@other/session/a"] {
+        sessions.insert(child, node.start(child, Checkpoint::default()).await);
+    }
+    assert_eq!(node.browsers.running().len(), 2);
+    assert_eq!(node.place.profiles(), 2);
+    drop(sessions);
+}
