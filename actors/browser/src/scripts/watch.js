@@ -1,7 +1,7 @@
-// Runs in a world of its own in every new document: the page sees neither it nor what it listens to.
-// It says that something changed, and reads the page when it is asked. `understudyTell` is the way out.
+// Runs in a world of its own in each document: the page sees neither it nor what it listens to. It says
+// that something changed, and reads the page when it is asked. `understudyTell` is the way out.
 (() => {
-  if (self !== top) return;
+  if (globalThis.understudyRead) return understudyTell("again");
 
   const SETTLE_MS = 100;
   const waiting = new Set();
@@ -31,6 +31,8 @@
     const host = event.target?.closest?.("[contenteditable]");
     if (host) edited.add(host);
   });
+  // A document that was kept while the page was elsewhere.
+  on(self, ["pageshow"], (event) => event.persisted && tell("ready"));
   on(self, ["input", "change", "reset", "scroll", "focusin", "DOMContentLoaded", "load"], () => note("change"));
   // Both hear what has no event of the document: pushState and replaceState, and a form that is posted.
   if (self.navigation) {
