@@ -158,7 +158,9 @@ impl Recorder {
         let health = self.model().health.clone();
         let pages = health.into_iter().map(|(page, health)| PageHealth {
             page,
-            silent: health.asked.map_or(Duration::ZERO, |asked| now.since(asked)),
+            silent: health
+                .asked
+                .map_or(Duration::ZERO, |asked| now.since(asked)),
             is_crashed: health.is_crashed,
         });
         let is_ill = |page: &PageHealth| page.is_crashed || page.silent >= silent;
@@ -197,10 +199,11 @@ fn lock(model: &Mutex<Model>) -> MutexGuard<'_, Model> {
 }
 
 /// What `watch.js` is told when it reads a page.
-fn limits(local: bool) -> Value {
+fn limits(local: bool, edited: &[&str]) -> Value {
     use crate::state::{FIELD_BYTES_MAX, FIELDS_MAX, STORAGE_BYTES_MAX};
     json!({
         "local": local,
+        "edited": edited,
         "fieldsMax": FIELDS_MAX,
         "fieldMax": FIELD_BYTES_MAX,
         "storageMax": STORAGE_BYTES_MAX,

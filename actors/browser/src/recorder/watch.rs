@@ -72,12 +72,23 @@ struct Page {
 
 /// What an answer is to.
 enum Asked {
-    Attach { target: String },
-    World { target: String },
+    Attach {
+        target: String,
+    },
+    World {
+        target: String,
+    },
     /// Nothing but the answer itself is of interest.
-    Probe { target: String },
-    Read { target: String, document: u64 },
-    History { target: String },
+    Probe {
+        target: String,
+    },
+    Read {
+        target: String,
+        document: u64,
+    },
+    History {
+        target: String,
+    },
     Cookies,
     Nothing,
 }
@@ -98,7 +109,12 @@ impl Watch {
     ) -> Result<Watch, CdpError> {
         let root = watching(cdp).await?;
         let now = clock::now();
-        let last_key = lock(&model).state.pages.keys().next_back().map_or(0, |key| key.0);
+        let last_key = lock(&model)
+            .state
+            .pages
+            .keys()
+            .next_back()
+            .map_or(0, |key| key.0);
         Ok(Watch {
             cdp: cdp.clone(),
             root,
@@ -516,14 +532,25 @@ impl Watch {
                 params: json!({ "browserContextId": self.jail.context() }),
             });
         }
-        for (target, page) in &mut self.pages {
-            if page.due.is_some_and(|due| now >= due) {
-                page.ask(target, now, &mut questions);
-            }
-        }
+        self.questions(now, &mut questions);
         self.settle(now);
         for question in questions {
             self.send(question).await;
+        }
+    }
+
+    fn questions(&mut self, now: Time, questions: &mut Vec<Question>) {
+        let model = lock(&self.model);
+        for (target, page) in &mut self.pages {
+            if page.due.is_some_and(|due| now >= due) {
+                // Only those who were there know what was edited before the first document of theirs.
+                let edited = if page.documents == 1 {
+                    model.edited(page.key)
+                } else {
+                    Vec::new()
+                };
+                page.ask(target, now, &edited, questions);
+            }
         }
     }
 
@@ -662,7 +689,7 @@ impl Watch {
 }
 
 impl Page {
-    fn ask(&mut self, target: &str, now: Time, questions: &mut Vec<Question>) {
+    fn ask(&mut self, target: &str, now: Time, edited: &[&str], questions: &mut Vec<Question>) {
         let Some(session) = &self.session else {
             self.due = None;
             return;
@@ -696,7 +723,7 @@ impl Page {
             session: session.clone(),
             method: "Runtime.evaluate",
             params: json!({
-                "expression": format!("understudyRead({})", limits(local)),
+                "expression": format!("understudyRead({})", limits(local, edited)),
                 "contextId": world,
                 "returnByValue": true,
             }),

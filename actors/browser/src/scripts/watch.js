@@ -26,10 +26,10 @@
     for (const event of events) target.addEventListener(event, heard, { capture: true, passive: true });
   };
 
-  const edited = new WeakSet();
+  const touched = new WeakSet();
   on(self, ["input"], (event) => {
     const host = event.target?.closest?.("[contenteditable]");
-    if (host) edited.add(host);
+    if (host) touched.add(host);
   });
   // A document that was kept while the page was elsewhere.
   on(self, ["pageshow"], (event) => event.persisted && tell("ready"));
@@ -70,14 +70,14 @@
   const UNTAKEN = /^(password|hidden|file|submit|button|image|reset)$/;
   const SECRET = /(current-password|new-password|one-time-code|cc-number|cc-csc)/;
   // What the user changed: fields that are as the document has them come back by themselves.
-  const value = (e) => {
+  const value = (e, edited) => {
     if (e.localName === "select") {
       const first = e.multiple || [...e.options].some((o) => o.defaultSelected) ? -1 : 0;
       const changed = [...e.options].some((o, i) => o.selected !== (o.defaultSelected || i === first));
       return changed && { selected: [...e.selectedOptions].map((o) => text(o.value)) };
     }
     if (e.localName !== "input" && e.localName !== "textarea") {
-      return edited.has(e) && { html: text(e.innerHTML) };
+      return (touched.has(e) || edited.includes(path(e))) && { html: text(e.innerHTML) };
     }
     if (UNTAKEN.test(e.type) || SECRET.test(e.autocomplete)) return null;
     if (e.type === "checkbox" || e.type === "radio") {
@@ -111,11 +111,11 @@
     }
   };
 
-  globalThis.understudyRead = ({ local, fieldsMax, fieldMax, storageMax }) => {
+  globalThis.understudyRead = ({ local, edited, fieldsMax, fieldMax, storageMax }) => {
     const fields = [];
     let left_out = 0;
     for (const e of document.querySelectorAll("input,textarea,select,[contenteditable]")) {
-      const changed = attempt(() => value(e));
+      const changed = attempt(() => value(e, edited));
       if (!changed) continue;
       if (fields.length >= fieldsMax || JSON.stringify(changed).length > fieldMax) {
         left_out++;
