@@ -3,8 +3,9 @@
 //! Owns: a root of its own with a session on each page of one BrowserContext, and what each was last
 //! known to be. Never visible to the pages (its script runs in a world of its own), and never in the way
 //! of clients: it intercepts no request, pauses no page, answers no dialog, and switches on no domain
-//! that changes how a page behaves. `Page` is such a domain (with it a dialog waits for somebody to close
-//! it), so this uses only commands that work without.
+//! that a page can tell. `Page` is such a domain (while it is on, a dialog waits until somebody closes it;
+//! measured: `alert` hung), and so is `Runtime` (it looks into what is logged). `DOM` says when there is a
+//! new document; the world and the way out of it are made there then.
 //!
 //! ```text
 //!   watch.js ── "change" / "cookies" / "ready" ──> Watch ── reads the page (one question at a time)
@@ -157,7 +158,9 @@ impl Recorder {
         let health = self.model().health.clone();
         let pages = health.into_iter().map(|(page, health)| PageHealth {
             page,
-            silent: health.asked.map_or(Duration::ZERO, |asked| now.since(asked)),
+            silent: health
+                .asked
+                .map_or(Duration::ZERO, |asked| now.since(asked)),
             is_crashed: health.is_crashed,
         });
         let is_ill = |page: &PageHealth| page.is_crashed || page.silent >= silent;
@@ -196,10 +199,11 @@ fn lock(model: &Mutex<Model>) -> MutexGuard<'_, Model> {
 }
 
 /// What `watch.js` is told when it reads a page.
-fn limits(local: bool) -> Value {
+fn limits(local: bool, edited: &[&str]) -> Value {
     use crate::state::{FIELD_BYTES_MAX, FIELDS_MAX, STORAGE_BYTES_MAX};
     json!({
         "local": local,
+        "edited": edited,
         "fieldsMax": FIELDS_MAX,
         "fieldMax": FIELD_BYTES_MAX,
         "storageMax": STORAGE_BYTES_MAX,

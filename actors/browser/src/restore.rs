@@ -121,8 +121,15 @@ pub async fn restore(cdp: &Cdp, jail: &Jail, state: &SessionState) -> Restored {
     let blanks = futures_util::stream::iter(blanks).buffered(PAGES_AT_ONCE);
     let blanks: Vec<Blank<'_>> = blanks.collect().await;
     // Those that no page is at, and those whose page failed, are brought by a page that is closed then.
-    let is_brought = |origin: &String| blanks.iter().any(|blank| blank.brought.as_ref() == Some(origin));
-    let others = state.origins.iter().filter(|(origin, _)| !is_brought(origin));
+    let is_brought = |origin: &String| {
+        blanks
+            .iter()
+            .any(|blank| blank.brought.as_ref() == Some(origin))
+    };
+    let others = state
+        .origins
+        .iter()
+        .filter(|(origin, _)| !is_brought(origin));
     let others: Vec<_> = others.collect();
     let others = others.chunks(ORIGINS_A_TAB);
     // Collected before they are awaited: else the whole would not be `Send`.
@@ -176,7 +183,9 @@ async fn bring_origins(
         };
         match tokio::time::timeout(PREPARE_LIMIT, bring).await {
             Ok(Ok(0)) => {}
-            Ok(Ok(items)) => missed.push(((*origin).clone(), format!("{items} items were refused"))),
+            Ok(Ok(items)) => {
+                missed.push(((*origin).clone(), format!("{items} items were refused")))
+            }
             Ok(Err(error)) => missed.push(((*origin).clone(), error.to_string())),
             Err(_) => missed.push(((*origin).clone(), "no answer".to_owned())),
         }
@@ -222,7 +231,10 @@ impl<'a> Blank<'a> {
         match replayed {
             Ok(Ok(tab)) => blank.tab = Some(tab),
             Ok(Err(error)) => blank.report.missed.push(Missed::Opened(error.to_string())),
-            Err(_) => blank.report.missed.push(Missed::Opened("no answer".to_owned())),
+            Err(_) => blank
+                .report
+                .missed
+                .push(Missed::Opened("no answer".to_owned())),
         }
         blank
     }
@@ -242,7 +254,8 @@ impl<'a> Blank<'a> {
                 refused += tab.store(Some(storage), None, None).await?;
             }
         }
-        let is_possible = |url: &str| url == BLANK || url.starts_with("data:") || origin_of(url).is_some();
+        let is_possible =
+            |url: &str| url == BLANK || url.starts_with("data:") || origin_of(url).is_some();
         let entries = state.history.iter().enumerate();
         let entries: Vec<_> = entries.filter(|(_, url)| is_possible(url)).collect();
         let mut previous = None;

@@ -346,7 +346,9 @@ impl Storage {
 
     fn written(&self) -> usize {
         let items = self.items.iter();
-        items.map(|(key, value)| written(key) + written(value)).sum()
+        items
+            .map(|(key, value)| written(key) + written(value))
+            .sum()
     }
 }
 
@@ -370,11 +372,19 @@ impl PageState {
             self.session.pop_first();
             left_out += 1;
         }
-        if self.state.as_ref().is_some_and(|s| s.len() > FIELD_BYTES_MAX) {
+        if self
+            .state
+            .as_ref()
+            .is_some_and(|s| s.len() > FIELD_BYTES_MAX)
+        {
             self.state = None;
             left_out += 1;
         }
-        if self.focus.as_ref().is_some_and(|s| s.len() > FIELD_BYTES_MAX) {
+        if self
+            .focus
+            .as_ref()
+            .is_some_and(|s| s.len() > FIELD_BYTES_MAX)
+        {
             self.focus = None;
         }
         cut(&mut self.title, TITLE_BYTES_MAX);
@@ -440,7 +450,9 @@ fn changes<K: Ord + Clone, V: Clone + PartialEq>(
 ) -> BTreeMap<K, Option<V>> {
     let gone = older.keys().filter(|key| !newer.contains_key(key));
     let gone = gone.map(|key| (key.clone(), None));
-    let changed = newer.iter().filter(|(key, part)| older.get(key) != Some(part));
+    let changed = newer
+        .iter()
+        .filter(|(key, part)| older.get(key) != Some(part));
     let changed = changed.map(|(key, part)| (key.clone(), Some(part.clone())));
     gone.chain(changed).collect()
 }

@@ -6,7 +6,6 @@
 mod common;
 mod site;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +14,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use understudy_browser::restore::Missed;
 use understudy_browser::state::PageState;
-use understudy_browser::{Browser, Cdp, Delta, Jail, Recorder, Restored, Root, SessionState, restore};
+use understudy_browser::{
+    Browser, Cdp, Delta, Jail, Recorder, Restored, Root, SessionState, restore,
+};
 
 use common::Place;
 use site::Site;
@@ -81,7 +82,6 @@ impl Session {
         Tab {
             cdp: self.cdp(),
             session: attached["sessionId"].as_str().unwrap().to_owned(),
-            target: target.to_owned(),
         }
     }
 
@@ -97,7 +97,6 @@ impl Session {
 struct Tab<'a> {
     cdp: &'a Cdp,
     session: String,
-    target: String,
 }
 
 impl Tab<'_> {
@@ -126,7 +125,9 @@ impl Tab<'_> {
         let until = Instant::now() + Duration::from_secs(20);
         loop {
             let params = json!({ "expression": "[location.href, document.readyState]", "returnByValue": true });
-            let now = self.cdp.call::<Value>(&self.session, "Runtime.evaluate", params);
+            let now = self
+                .cdp
+                .call::<Value>(&self.session, "Runtime.evaluate", params);
             if let Ok(now) = now.await
                 && now["result"]["value"] == json!([url, "complete"])
             {
@@ -155,7 +156,10 @@ async fn recorded(
         if is_so(&state) {
             return from.elapsed();
         }
-        assert!(from.elapsed() < Duration::from_secs(10), "{what}: {state:#?}");
+        assert!(
+            from.elapsed() < Duration::from_secs(10),
+            "{what}: {state:#?}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -189,7 +193,9 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
     let first = session.open(&one.url("/login")).await;
     first.go(&one.url("/a")).await;
     first.go(&one.url("/b?x=1")).await;
-    first.eval("history.pushState({ n: 7 }, '', '/pushed')").await;
+    first
+        .eval("history.pushState({ n: 7 }, '', '/pushed')")
+        .await;
     let second = session.open(&two.url("/c")).await;
     let third = session.open(&one.url("/d")).await;
     let closed = Site::start().await;
@@ -212,15 +218,27 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
     assert_eq!(state.origins.len(), 3);
     assert_eq!(state.left_out(), 0);
     assert!(!String::from_utf8_lossy(&state.encode()).contains("hunter2"));
-    let names: Vec<_> = state.cookies.cookies.iter().map(|c| c.name.as_str()).collect();
+    let names: Vec<_> = state
+        .cookies
+        .cookies
+        .iter()
+        .map(|c| c.name.as_str())
+        .collect();
     assert_eq!(names, ["__Host-part", "hidden", "kept", "session"]);
-    let cookie = |name: &str| state.cookies.cookies.iter().find(|c| c.name == name).unwrap();
+    let cookie = |name: &str| {
+        state
+            .cookies
+            .cookies
+            .iter()
+            .find(|c| c.name == name)
+            .unwrap()
+    };
     assert!(cookie("hidden").http_only);
     assert!(cookie("session").expires.is_none() && cookie("kept").expires.is_some());
     assert!(cookie("__Host-part").partition_key.is_some());
     let page = &pages(&state)[0];
-    assert_eq!(page.history.len(), 5, "{:?}", page.history);
-    assert_eq!(page.fields.len(), 10, "{:#?}", page.fields);
+    assert_eq!(page.history.len(), 4, "{:?}", page.history);
+    assert_eq!(page.fields.len(), 9, "{:#?}", page.fields);
     drop(recorder);
     drop(session);
 
@@ -231,9 +249,15 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
     let restored = other.restore(&state).await;
     println!("restore: {:?}", from.elapsed());
     assert!(restored.is_whole(), "{restored:#?}");
-    let mut recorder = Recorder::resume(other.cdp(), other.jail.clone(), state.clone(), &restored, || {})
-        .await
-        .unwrap();
+    let mut recorder = Recorder::resume(
+        other.cdp(),
+        other.jail.clone(),
+        state.clone(),
+        &restored,
+        || {},
+    )
+    .await
+    .unwrap();
     recorder.last_delta().await;
     let again = recorder.state();
     assert_eq!(pages(&state), pages(again));
@@ -250,19 +274,29 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
     assert_eq!(requests, ["GET /c", "GET /d", "GET /pushed"]);
     let mut tabs = other.tabs(&restored).await;
     for (tab, page) in tabs.iter_mut().zip(pages(&state)) {
-        let saw = tab.eval("JSON.parse(document.documentElement.dataset.saw)").await;
+        let saw = tab
+            .eval("JSON.parse(document.documentElement.dataset.saw)")
+            .await;
         assert_eq!(saw["local"]["odd"], "half \u{fffd} a pair", "{saw}");
-        assert_eq!(saw["local"]["user"].as_str().unwrap().split(' ').next(), Some("ada"));
-        assert_eq!(saw["session"]["tab"].as_str().is_some(), true, "{} {saw}", page.url);
+        assert_eq!(
+            saw["local"]["user"].as_str().unwrap().split(' ').next(),
+            Some("ada")
+        );
+        assert!(saw["session"]["tab"].is_string(), "{} {saw}", page.url);
         let cookie = saw["cookie"].as_str().unwrap();
-        assert!(cookie.contains("kept=2") && cookie.contains("session=1"), "{cookie}");
+        assert!(
+            cookie.contains("kept=2") && cookie.contains("session=1"),
+            "{cookie}"
+        );
         let half = "localStorage.odd === 'half \\ud800 a pair' && secret.value === ''";
         assert_eq!(tab.eval(half).await, true);
         assert_eq!(tab.eval("document.activeElement.id").await, "text");
     }
     assert_eq!(tabs[0].eval("history.state.n").await, 7);
-    assert_eq!(tabs[0].eval("history.length").await, 5);
-    let seen = tabs[0].eval("JSON.parse(document.documentElement.dataset.saw).state.n").await;
+    assert_eq!(tabs[0].eval("history.length").await, 4);
+    let seen = tabs[0]
+        .eval("JSON.parse(document.documentElement.dataset.saw).state.n")
+        .await;
     assert_eq!(seen, 7, "the first script sees the state of its entry");
     tabs[0].eval("history.back()").await;
     tabs[0].loaded(&one.url("/b?x=1")).await;
@@ -272,4 +306,398 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
         fourth.eval("localStorage.user").await,
         format!("ada {}", closed.port())
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_is_in_a_delta_soon_and_what_does_not_is_in_none() {
+    let place = Place::new();
+    let site = Site::start().await;
+    let session = Session::start(&place).await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let changed = move || _ = counted.fetch_add(1, Ordering::Relaxed);
+    let known = SessionState::default();
+    let mut recorder = Recorder::start(session.cdp(), session.jail.clone(), known, changed)
+        .await
+        .unwrap();
+    let tab = session.open(&site.url("/login")).await;
+    let at = |path: &str| {
+        let url = site.url(path);
+        move |state: &SessionState| state.pages.values().any(|page| page.url == url)
+    };
+    recorded(&mut recorder, "the page", at("/login")).await;
+    recorded(&mut recorder, "cookies", |state| {
+        state.cookies.cookies.len() == 4
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    recorder.last_delta().await;
+    for _ in 0..20 {
+        let from = Instant::now();
+        let delta = recorder.delta().await;
+        println!("clean tick: {:?}", from.elapsed());
+        assert_eq!(delta, None);
+    }
+    assert_eq!(recorder.last_delta().await, None);
+
+    let origin = site.url("");
+    let page = |state: &SessionState| state.pages.values().next().unwrap().clone();
+    type Seen<'a> = Box<dyn Fn(&SessionState) -> bool + 'a>;
+    let rows: Vec<(&str, Seen<'_>)> = vec![
+        (
+            "localStorage.setItem('a', 'one')",
+            Box::new(|state| {
+                state
+                    .origins
+                    .get(&origin)
+                    .is_some_and(|o| o.items["a"] == "one")
+            }),
+        ),
+        (
+            "localStorage.setItem('a', '\\ufffd')",
+            Box::new(|state| state.origins[&origin].items["a"] == "\u{fffd}"),
+        ),
+        (
+            "localStorage.clear()",
+            Box::new(|state| !state.origins.contains_key(&origin)),
+        ),
+        (
+            "sessionStorage.setItem('s', 'x'.repeat(100000))",
+            Box::new(|state| {
+                let session = page(state).session;
+                session
+                    .get(&origin)
+                    .is_some_and(|s| s.items["s"].len() == 100_000)
+            }),
+        ),
+        (
+            "sessionStorage.removeItem('s')",
+            Box::new(|state| page(state).session.is_empty()),
+        ),
+        (
+            "text.focus(); document.execCommand('insertText', false, 'typed')",
+            Box::new(|state| page(state).fields.len() == 1 && page(state).focus.is_some()),
+        ),
+        (
+            "check.click()",
+            Box::new(|state| page(state).fields.len() == 2),
+        ),
+        (
+            "scrollTo(0, 777)",
+            Box::new(|state| page(state).scroll_y == 777),
+        ),
+        (
+            "document.cookie = 'js=1; path=/'",
+            Box::new(|state| state.cookies.cookies.len() == 5),
+        ),
+        (
+            "fetch('/cookie').then((r) => r.text())",
+            Box::new(|state| state.cookies.cookies.len() == 6),
+        ),
+        (
+            "history.pushState({ deep: [1] }, '', '/pushed')",
+            Box::new(|state| page(state).state.is_some() && page(state).history.len() == 2),
+        ),
+        (
+            "history.replaceState(null, '', '/replaced')",
+            Box::new(|state| page(state).state.is_none() && page(state).url.ends_with("/replaced")),
+        ),
+        (
+            "document.title = 'another'",
+            Box::new(|state| page(state).title == "another"),
+        ),
+        (
+            "void open('/popup')",
+            Box::new(|state| {
+                let popup = state.pages.values().nth(1);
+                popup.is_some_and(|page| page.url.ends_with("/popup") && page.title == "a page")
+            }),
+        ),
+    ];
+    for (what, is_so) in &rows {
+        tab.eval(what).await;
+        let took = recorded(&mut recorder, what, is_so).await;
+        println!("delta after {what:.40}: {took:?}");
+        assert!(took < SOON, "{what} took {took:?}");
+    }
+    assert_eq!(recorder.state().left_out(), 0);
+    tokio::time::sleep(2 * Duration::from_millis(300)).await;
+    let before = calls.load(Ordering::Relaxed);
+    let busy = "let n = 0; const t = setInterval(() => { localStorage.n = n++; if (n > 200) clearInterval(t) }, 5)";
+    tab.eval(busy).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let calls = calls.load(Ordering::Relaxed) - before;
+    assert!(
+        (2..=8).contains(&calls),
+        "changed was called {calls} times in 2 s"
+    );
+    // Nothing of it shows in the page.
+    let seen =
+        "Object.getOwnPropertyNames(window).filter((name) => /understudy/i.test(name)).length";
+    assert_eq!(tab.eval(seen).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_loops_or_has_crashed_holds_up_no_other_and_stays_as_it_was() {
+    let place = Place::new();
+    let site = Site::start().await;
+    let session = Session::start(&place).await;
+    let mut recorder = session.record(SessionState::default()).await;
+    // In processes of their own.
+    let looping = session.open(&site.url("/loops")).await;
+    let crashing = session.open(&site.url("/crashes")).await;
+    let well = session.open(&site.url("/well")).await;
+    for tab in [&looping, &crashing] {
+        tab.eval("text.value = 'kept'; scrollTo(0, 50)").await;
+    }
+    let is_kept = |state: &SessionState| {
+        let pages = state.pages.values();
+        pages
+            .filter(|page| page.fields.len() == 1 && page.scroll_y == 50)
+            .count()
+            == 2
+    };
+    recorded(&mut recorder, "both", is_kept).await;
+    let spin = json!({ "expression": "text.value = 'lost'; while (true) {}" });
+    let spin = session
+        .cdp()
+        .call::<Value>(&looping.session, "Runtime.evaluate", spin);
+    let spin = tokio::time::timeout(Duration::from_millis(200), spin).await;
+    assert!(spin.is_err(), "it loops");
+    let crash = session
+        .cdp()
+        .call::<Value>(&crashing.session, "Page.crash", json!({}));
+    assert!(crash.await.is_err());
+    // While the loop is found out, a delta takes its limit at most; afterwards nobody waits for it.
+    let from = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while from.elapsed() < Duration::from_secs(4) {
+        let at = Instant::now();
+        recorder.delta().await;
+        slowest = slowest.max(at.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!("delta beside a loop, the slowest: {slowest:?}");
+    assert!(slowest < Duration::from_millis(1200), "{slowest:?}");
+    well.eval("text.value = 'new'; text.dispatchEvent(new Event('input', { bubbles: true }))")
+        .await;
+    let is_new = |state: &SessionState| state.pages.values().nth(2).unwrap().fields.len() == 1;
+    let took = recorded(&mut recorder, "the third page", is_new).await;
+    assert!(took < SOON, "{took:?}");
+    assert!(is_kept(recorder.state()), "{:#?}", recorder.state());
+    let health = recorder.health(Duration::from_secs(1));
+    assert_eq!(health.len(), 2, "{health:?}");
+    assert!(health[0].silent > Duration::from_secs(1) && !health[0].is_crashed);
+    assert!(health[1].is_crashed);
+    // A page that crashed lives again.
+    crashing
+        .call("Page.navigate", json!({ "url": site.url("/lives") }))
+        .await;
+    let lives = |state: &SessionState| {
+        let page = state.pages.values().nth(1).unwrap();
+        page.url == site.url("/lives") && page.scroll_y == 0
+    };
+    recorded(&mut recorder, "it lives", lives).await;
+    let health = recorder.health(Duration::from_secs(1));
+    assert_eq!(health.len(), 1, "{health:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_that_was_posted_is_not_posted_again_and_a_lost_server_loses_no_state() {
+    let place = Place::new();
+    let (site, lost) = (Site::start().await, Site::start().await);
+    let session = Session::start(&place).await;
+    let mut recorder = session.record(SessionState::default()).await;
+    let posted = session.open(&site.url("/form")).await;
+    let gone = session.open(&lost.url("/gone")).await;
+    gone.eval(FILL).await;
+    posted.eval("document.forms[0].submit()").await;
+    posted.loaded(&site.url("/posted")).await;
+    let is_posted = |state: &SessionState| {
+        let mut pages = state.pages.values();
+        pages.any(|page| page.is_posted) && pages.any(|page| page.scroll_y == 1234)
+    };
+    recorded(&mut recorder, "both", is_posted).await;
+    recorder.last_delta().await;
+    let state = recorder.state().clone();
+    assert_eq!(site.count("POST /posted"), 1);
+    drop(recorder);
+    drop(session);
+    drop(lost);
+
+    let other = Session::start(&place).await;
+    let restored = other.restore(&state).await;
+    assert_eq!(restored.pages[0].missed, [Missed::Posted]);
+    assert!(
+        matches!(&restored.pages[1].missed[..], [Missed::Loaded(_)]),
+        "{restored:#?}"
+    );
+    assert_eq!(site.count("POST /posted"), 1);
+    assert_eq!(site.count("GET /posted"), 1);
+    let mut recorder = Recorder::resume(
+        other.cdp(),
+        other.jail.clone(),
+        state.clone(),
+        &restored,
+        || {},
+    )
+    .await
+    .unwrap();
+    recorder.last_delta().await;
+    assert_eq!(
+        recorder.state().pages.values().nth(1),
+        state.pages.values().nth(1),
+        "a page that is not there now may be there later"
+    );
+    assert_eq!(recorder.state().origins, state.origins);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_builds_itself_later_is_filled_and_one_that_never_loads_is_given_up() {
+    let place = Place::new();
+    let site = Site::start().await;
+    let session = Session::start(&place).await;
+    let mut recorder = session.record(SessionState::default()).await;
+    let late = session.open(&site.url("/late")).await;
+    let until = Instant::now() + Duration::from_secs(5);
+    while late.eval("!!document.getElementById('late')").await != true {
+        assert!(Instant::now() < until);
+    }
+    late.eval("document.getElementById('late').value = 'filled'; scrollTo(0, 900)")
+        .await;
+    let other = session.open(&site.url("/well")).await;
+    other.eval("text.value = 'kept'; scrollTo(0, 50)").await;
+    let is_there = |state: &SessionState| {
+        state.pages.len() == 2 && state.pages.values().all(|page| page.fields.len() == 1)
+    };
+    recorded(&mut recorder, "both", is_there).await;
+    let mut state = recorder.state().clone();
+    let second = state.pages.values_mut().nth(1).unwrap();
+    second.url = site.url("/endless");
+    second.history = vec![site.url("/endless")];
+    drop(recorder);
+    drop(session);
+
+    let session = Session::start(&place).await;
+    let from = Instant::now();
+    let restored = session.restore(&state).await;
+    assert!(
+        from.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        from.elapsed()
+    );
+    assert_eq!(restored.pages[0].missed, [], "{restored:#?}");
+    assert_eq!(restored.pages[1].missed, [Missed::Finished]);
+    let tabs = session.tabs(&restored).await;
+    assert_eq!(
+        tabs[0].eval("document.getElementById('late').value").await,
+        "filled"
+    );
+    assert_eq!(tabs[0].eval("scrollY").await, 900);
+}
+
+/// Random changes, and the browser is killed at a random moment: what comes back is the last delta.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_kill_at_any_moment_the_last_delta_handed_out_comes_back() {
+    const SEEDS: u64 = 20;
+    let place = Place::new();
+    let sites = [Site::start().await, Site::start().await];
+    let from = Instant::now();
+    for seed in 0..SEEDS {
+        let mut random = Random(seed + 1);
+        let session = Session::start(&place).await;
+        let mut recorder = session.record(SessionState::default()).await;
+        let mut stored = SessionState::default();
+        let mut tabs = Vec::new();
+        let steps = 5 + random.below(20);
+        let pid = session.browser.pid();
+        for step in 0..steps {
+            if tabs.is_empty() || (random.below(6) == 0 && tabs.len() < 4) {
+                let site = &sites[random.index(2)];
+                tabs.push(
+                    session
+                        .open(&site.url(PATHS[random.index(PATHS.len())]))
+                        .await,
+                );
+            }
+            let tab = &tabs[random.index(tabs.len())];
+            let change = match random.below(8) {
+                0 => format!("localStorage.setItem('k{}', 'v{step}')", random.below(4)),
+                1 => format!("sessionStorage.setItem('k{}', 'v{step}')", random.below(4)),
+                2 => format!("localStorage.removeItem('k{}')", random.below(4)),
+                3 => format!("document.cookie = 'c{}={step}; path=/'", random.below(4)),
+                4 => format!("scrollTo(0, {})", random.below(3000)),
+                5 => format!(
+                    "text.value = 'v{step}'; text.dispatchEvent(new Event('input', {{ bubbles: true }}))"
+                ),
+                6 => format!("history.pushState({step}, '', '/at{step}')"),
+                _ => "check.click()".to_owned(),
+            };
+            tab.eval(&change).await;
+            if random.below(2) == 0
+                && let Some(delta) = recorder.delta().await
+            {
+                stored.apply(&Delta::decode(&delta.encode()).unwrap());
+            }
+            tokio::time::sleep(Duration::from_millis(random.below(60))).await;
+        }
+        common::kill(pid);
+        // What is handed out after the death is what was known before it.
+        session.cdp().closed().await;
+        if let Some(delta) = recorder.delta().await {
+            stored.apply(&delta);
+        }
+        assert_eq!(&stored, recorder.state(), "seed {seed}");
+        drop(tabs);
+        drop(recorder);
+        drop(session);
+
+        let session = Session::start(&place).await;
+        let restored = session.restore(&stored).await;
+        assert!(restored.is_whole(), "seed {seed}: {restored:#?}");
+        // Nothing is known beforehand: all that is recorded now came from the browser.
+        let mut recorder = session.record(SessionState::default()).await;
+        recorder.last_delta().await;
+        let now = recorder.state();
+        assert_eq!(stored.cookies, now.cookies, "seed {seed}");
+        let open: Vec<_> = stored.pages.values().map(|page| page.url.clone()).collect();
+        let local = |state: &SessionState| {
+            let origins = state.origins.clone().into_iter();
+            let of_page = |origin: &str| open.iter().any(|url| url.starts_with(origin));
+            origins
+                .filter(|(origin, _)| of_page(origin))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(local(&stored), local(now), "seed {seed}");
+        let sorted = |state: &SessionState| {
+            let mut pages = pages(state);
+            pages.sort_by_key(|page| format!("{page:?}"));
+            pages
+        };
+        assert_eq!(sorted(&stored), sorted(now), "seed {seed}");
+    }
+    println!("random schedules: {SEEDS} in {:?}", from.elapsed());
+}
+
+const PATHS: [&str; 3] = ["/login", "/a", "/b?x=1"];
+
+/// Debounced by 100 ms in the page; the rest is for a busy machine.
+const SOON: Duration = Duration::from_millis(600);
+
+/// xorshift: the same seed, the same schedule.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        for _ in 0..3 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+        }
+        self.0 % limit
+    }
+
+    fn index(&mut self, limit: usize) -> usize {
+        usize::try_from(self.below(limit as u64)).unwrap()
+    }
 }

@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use super::Model;
 use crate::state::{
-    BLANK, Cookie, Cookies, Field, ORIGINS_MAX, PAGE_ORIGINS_MAX, PageKey, PageState, PartitionKey,
-    Storage,
+    BLANK, Cookie, Cookies, Field, FieldValue, ORIGINS_MAX, PAGE_ORIGINS_MAX, PageKey, PageState,
+    PartitionKey, Storage,
 };
 
 /// What `watch.js` reads of a page.
@@ -96,6 +96,14 @@ impl Model {
         if is_changed {
             self.touch();
         }
+    }
+
+    /// Elements of a page that were edited in place: only their old content tells that.
+    pub(super) fn edited(&self, key: PageKey) -> Vec<&str> {
+        let fields = self.state.pages.get(&key).map(|page| page.fields.iter());
+        let fields = fields.into_iter().flatten();
+        let edited = fields.filter(|field| matches!(field.value, FieldValue::Html(_)));
+        edited.map(|field| field.path.as_str()).collect()
     }
 
     pub(super) fn open(&mut self, key: PageKey, url: &str, title: &str) {

@@ -72,11 +72,23 @@ struct Page {
 
 /// What an answer is to.
 enum Asked {
-    Attach { target: String },
+    Attach {
+        target: String,
+    },
+    World {
+        target: String,
+    },
     /// Nothing but the answer itself is of interest.
-    Probe { target: String },
-    Read { target: String, document: u64 },
-    History { target: String },
+    Probe {
+        target: String,
+    },
+    Read {
+        target: String,
+        document: u64,
+    },
+    History {
+        target: String,
+    },
     Cookies,
     Nothing,
 }
@@ -97,7 +109,12 @@ impl Watch {
     ) -> Result<Watch, CdpError> {
         let root = watching(cdp).await?;
         let now = clock::now();
-        let last_key = lock(&model).state.pages.keys().next_back().map_or(0, |key| key.0);
+        let last_key = lock(&model)
+            .state
+            .pages
+            .keys()
+            .next_back()
+            .map_or(0, |key| key.0);
         Ok(Watch {
             cdp: cdp.clone(),
             root,
@@ -209,6 +226,11 @@ impl Watch {
                     self.told(&event.session, called);
                 }
             }
+            "DOM.documentUpdated" => {
+                if let Some(target) = self.target_of(&event.session) {
+                    self.enter(target).await;
+                }
+            }
             method if method.starts_with("DOMStorage.") => self.stored(&event),
             _ => {}
         }
@@ -272,30 +294,66 @@ impl Watch {
         .await;
     }
 
-    /// The page is reached: the script goes into it, and into every document after this one.
+    /// The page is reached: it tells of storage and of new documents from now on.
     async fn attached(&mut self, target: String, session: Arc<str>) {
         let Some(page) = self.pages.get_mut(&target) else {
             return;
         };
         page.session = Some(session.clone());
-        page.waiting = Some(clock::now());
-        // A world for each root: what one that was cut off left behind calls nobody.
+        for method in ["DOMStorage.enable", "DOM.enable"] {
+            let session = session.clone();
+            self.send(Question {
+                asked: Asked::Nothing,
+                session,
+                method,
+                params: json!({}),
+            })
+            .await;
+        }
+        self.enter(target).await;
+    }
+
+    /// A document is there: a world of our own is made in it.
+    async fn enter(&mut self, target: String) {
+        let Some(page) = self.pages.get_mut(&target) else {
+            return;
+        };
+        let Some(session) = page.session.clone() else {
+            return;
+        };
+        page.waiting.get_or_insert(clock::now());
+        // One for each root: what one that was cut off left behind calls nobody.
         let world = format!("understudy {}", self.root.session());
-        let binding = json!({ "name": "understudyTell", "executionContextName": world });
+        let params = json!({ "frameId": target, "worldName": world });
+        self.send(Question {
+            asked: Asked::World { target },
+            session,
+            method: "Page.createIsolatedWorld",
+            params,
+        })
+        .await;
+    }
+
+    /// The world is there: the script goes into it.
+    async fn entered(&mut self, target: String, world: i64) {
+        let page = self.pages.get(&target);
+        let Some(session) = page.and_then(|page| page.session.clone()) else {
+            return;
+        };
+        let binding = json!({ "name": "understudyTell", "executionContextId": world });
         let script = json!({
-            "source": include_str!("../scripts/watch.js"),
-            "worldName": world,
-            "runImmediately": true,
+            "expression": include_str!("../scripts/watch.js"),
+            "contextId": world,
         });
         let questions = [
             (Asked::Nothing, "Runtime.addBinding", binding),
-            (Asked::Nothing, "DOMStorage.enable", json!({})),
-            (Asked::Probe { target }, "Page.addScriptToEvaluateOnNewDocument", script),
+            (Asked::Probe { target }, "Runtime.evaluate", script),
         ];
         for (asked, method, params) in questions {
+            let session = session.clone();
             self.send(Question {
                 asked,
-                session: session.clone(),
+                session,
                 method,
                 params,
             })
@@ -349,6 +407,10 @@ impl Watch {
                 self.cookies_due = now;
             }
             "change" => page.due = Some(now),
+            "again" => {
+                page.world = Some(called.execution_context_id);
+                page.due = Some(now);
+            }
             "cookies" => self.cookies_due = now,
             payload => page.posting = payload.strip_prefix("post ").map(str::to_owned),
         }
@@ -377,6 +439,16 @@ impl Watch {
             Asked::Attach { target } => {
                 if let Some(Detached { session_id }) = read(answer) {
                     self.attached(target, session_id.into()).await;
+                }
+            }
+            Asked::World { target } => {
+                if let Some(World {
+                    execution_context_id,
+                }) = read(answer)
+                {
+                    self.entered(target, execution_context_id).await;
+                } else if let Some(page) = self.pages.get_mut(&target) {
+                    page.waiting = None;
                 }
             }
             Asked::Probe { target } => {
@@ -429,6 +501,12 @@ impl Watch {
         }
     }
 
+    fn target_of(&self, session: &str) -> Option<String> {
+        let mut pages = self.pages.iter();
+        let page = pages.find(|(_, page)| page.session.as_deref() == Some(session));
+        page.map(|(target, _)| target.clone())
+    }
+
     fn read_soon(&mut self, target: &str, after: Duration) {
         if let Some(page) = self.pages.get_mut(target) {
             page.due.get_or_insert(clock::now() + after);
@@ -441,9 +519,7 @@ impl Watch {
         let mut questions = Vec::new();
         if now >= self.sweep_due {
             self.sweep_due = now + SWEEP_EVERY;
-            for target in self.sweep(now, &mut questions) {
-                self.attach(target).await;
-            }
+            self.sweep(now).await;
         }
         let root = self.root.session();
         if now >= self.cookies_due && !self.is_asking_cookies {
@@ -456,14 +532,25 @@ impl Watch {
                 params: json!({ "browserContextId": self.jail.context() }),
             });
         }
-        for (target, page) in &mut self.pages {
-            if page.due.is_some_and(|due| now >= due) {
-                page.ask(target, now, &mut questions);
-            }
-        }
+        self.questions(now, &mut questions);
         self.settle(now);
         for question in questions {
             self.send(question).await;
+        }
+    }
+
+    fn questions(&mut self, now: Time, questions: &mut Vec<Question>) {
+        let model = lock(&self.model);
+        for (target, page) in &mut self.pages {
+            if page.due.is_some_and(|due| now >= due) {
+                // Only those who were there know what was edited before the first document of theirs.
+                let edited = if page.documents == 1 {
+                    model.edited(page.key)
+                } else {
+                    Vec::new()
+                };
+                page.ask(target, now, &edited, questions);
+            }
         }
     }
 
@@ -484,27 +571,23 @@ impl Watch {
         }
     }
 
-    /// Each page is read, or at least asked whether it is there. Gives back those to be attached to.
-    fn sweep(&mut self, now: Time, questions: &mut Vec<Question>) -> Vec<String> {
-        let mut lost = Vec::new();
+    /// Each page is read, those without a world are entered, and those without a session attached to.
+    async fn sweep(&mut self, now: Time) {
+        let (mut outside, mut lost) = (Vec::new(), Vec::new());
         for (target, page) in &mut self.pages {
             page.due.get_or_insert(now);
-            let Some(session) = page.session.clone() else {
+            if page.session.is_none() {
                 lost.push(target.clone());
-                continue;
-            };
-            if page.world.is_none() && page.waiting.is_none() && !page.is_crashed {
-                page.waiting = Some(now);
-                let target = target.clone();
-                questions.push(Question {
-                    asked: Asked::Probe { target },
-                    session,
-                    method: "Runtime.evaluate",
-                    params: json!({ "expression": "0" }),
-                });
+            } else if page.world.is_none() && page.waiting.is_none() && !page.is_crashed {
+                outside.push(target.clone());
             }
         }
-        lost
+        for target in outside {
+            self.enter(target).await;
+        }
+        for target in lost {
+            self.attach(target).await;
+        }
     }
 
     async fn send(&mut self, question: Question) {
@@ -528,7 +611,7 @@ impl Watch {
     /// No answer comes: the page has crashed, or is gone.
     fn unanswered(&mut self, asked: Asked) {
         match asked {
-            Asked::Read { target, .. } | Asked::Probe { target } => {
+            Asked::Read { target, .. } | Asked::Probe { target } | Asked::World { target } => {
                 if let Some(page) = self.pages.get_mut(&target) {
                     page.waiting = None;
                     page.world = None;
@@ -606,7 +689,7 @@ impl Watch {
 }
 
 impl Page {
-    fn ask(&mut self, target: &str, now: Time, questions: &mut Vec<Question>) {
+    fn ask(&mut self, target: &str, now: Time, edited: &[&str], questions: &mut Vec<Question>) {
         let Some(session) = &self.session else {
             self.due = None;
             return;
@@ -640,7 +723,7 @@ impl Page {
             session: session.clone(),
             method: "Runtime.evaluate",
             params: json!({
-                "expression": format!("understudyRead({})", limits(local)),
+                "expression": format!("understudyRead({})", limits(local, edited)),
                 "contextId": world,
                 "returnByValue": true,
             }),
@@ -695,6 +778,12 @@ struct Detached {
 #[serde(rename_all = "camelCase")]
 struct Called {
     payload: String,
+    execution_context_id: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct World {
     execution_context_id: i64,
 }
 

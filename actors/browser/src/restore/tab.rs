@@ -109,7 +109,8 @@ impl Tab {
             return Err(unexpected("Page.getNavigationHistory", "too short".into()));
         };
         let to = json!({ "entryId": entry.id });
-        self.call::<Value>("Page.navigateToHistoryEntry", to).await?;
+        self.call::<Value>("Page.navigateToHistoryEntry", to)
+            .await?;
         // Another document, one that was kept, or another place in the same one: only the history says.
         loop {
             let history: History = self.call("Page.getNavigationHistory", json!({})).await?;
@@ -155,7 +156,8 @@ impl Tab {
         let world = json!({ "frameId": self.target, "worldName": "understudy restore" });
         let world: World = self.call("Page.createIsolatedWorld", world).await?;
         let script = script(include_str!("../scripts/fill.js"), how);
-        self.evaluate(script, Some(world.execution_context_id)).await
+        self.evaluate(script, Some(world.execution_context_id))
+            .await
     }
 
     /// Whether the document and all that it names has loaded.
@@ -282,7 +284,9 @@ impl Tab {
     async fn pass(&mut self, method: &str, params: Value) -> Result<(), CdpError> {
         let params = serde_json::value::to_raw_value(&params);
         let params = params.map_err(|error| unexpected(method, error.to_string()))?;
-        self.root.pass(0, &self.session, method, Some(&params)).await
+        self.root
+            .pass(0, &self.session, method, Some(&params))
+            .await
     }
 }
 

@@ -1,7 +1,7 @@
-// Runs in a world of its own in every new document: the page sees neither it nor what it listens to.
-// It says that something changed, and reads the page when it is asked. `understudyTell` is the way out.
+// Runs in a world of its own in each document: the page sees neither it nor what it listens to. It says
+// that something changed, and reads the page when it is asked. `understudyTell` is the way out.
 (() => {
-  if (self !== top) return;
+  if (globalThis.understudyRead) return understudyTell("again");
 
   const SETTLE_MS = 100;
   const waiting = new Set();
@@ -26,11 +26,13 @@
     for (const event of events) target.addEventListener(event, heard, { capture: true, passive: true });
   };
 
-  const edited = new WeakSet();
+  const touched = new WeakSet();
   on(self, ["input"], (event) => {
     const host = event.target?.closest?.("[contenteditable]");
-    if (host) edited.add(host);
+    if (host) touched.add(host);
   });
+  // A document that was kept while the page was elsewhere.
+  on(self, ["pageshow"], (event) => event.persisted && tell("ready"));
   on(self, ["input", "change", "reset", "scroll", "focusin", "DOMContentLoaded", "load"], () => note("change"));
   // Both hear what has no event of the document: pushState and replaceState, and a form that is posted.
   if (self.navigation) {
@@ -68,14 +70,14 @@
   const UNTAKEN = /^(password|hidden|file|submit|button|image|reset)$/;
   const SECRET = /(current-password|new-password|one-time-code|cc-number|cc-csc)/;
   // What the user changed: fields that are as the document has them come back by themselves.
-  const value = (e) => {
+  const value = (e, edited) => {
     if (e.localName === "select") {
       const first = e.multiple || [...e.options].some((o) => o.defaultSelected) ? -1 : 0;
       const changed = [...e.options].some((o, i) => o.selected !== (o.defaultSelected || i === first));
       return changed && { selected: [...e.selectedOptions].map((o) => text(o.value)) };
     }
     if (e.localName !== "input" && e.localName !== "textarea") {
-      return edited.has(e) && { html: text(e.innerHTML) };
+      return (touched.has(e) || edited.includes(path(e))) && { html: text(e.innerHTML) };
     }
     if (UNTAKEN.test(e.type) || SECRET.test(e.autocomplete)) return null;
     if (e.type === "checkbox" || e.type === "radio") {
@@ -109,11 +111,11 @@
     }
   };
 
-  globalThis.understudyRead = ({ local, fieldsMax, fieldMax, storageMax }) => {
+  globalThis.understudyRead = ({ local, edited, fieldsMax, fieldMax, storageMax }) => {
     const fields = [];
     let left_out = 0;
     for (const e of document.querySelectorAll("input,textarea,select,[contenteditable]")) {
-      const changed = attempt(() => value(e));
+      const changed = attempt(() => value(e, edited));
       if (!changed) continue;
       if (fields.length >= fieldsMax || JSON.stringify(changed).length > fieldMax) {
         left_out++;

@@ -35,7 +35,12 @@ impl Site {
                 connections.spawn(async move {
                     let serve = service_fn(|request| {
                         let answer = answer(&request, &heard);
-                        async { Ok::<_, Infallible>(answer) }
+                        async move {
+                            if request.uri().path() == "/endless" {
+                                std::future::pending::<()>().await;
+                            }
+                            Ok::<_, Infallible>(answer)
+                        }
                     });
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), serve)
@@ -84,8 +89,18 @@ fn answer(request: &Request<Incoming>, heard: &Mutex<Vec<String>>) -> Response<F
     if path == "/cookie" {
         answer = answer.header("set-cookie", "fetched=1; Path=/; HttpOnly");
     }
-    answer.body(Full::new(Bytes::from_static(PAGE.as_bytes()))).unwrap()
+    let page = if path == "/late" { LATE } else { PAGE };
+    answer
+        .body(Full::new(Bytes::from_static(page.as_bytes())))
+        .unwrap()
 }
+
+/// Builds itself half a second after it has loaded.
+const LATE: &str = r#"<!doctype html><title>a late page</title><body><script>
+addEventListener('load', () => setTimeout(() => {
+    document.body.innerHTML = '<input id=late><div style="height: 5000px">';
+}, 500));
+</script>"#;
 
 const PAGE: &str = r#"<!doctype html><title>a page</title><script>
 document.documentElement.dataset.saw = JSON.stringify({
