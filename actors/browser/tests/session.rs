@@ -182,7 +182,6 @@ async fn a_session_goes_on_from_its_last_step_in_another_browser() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         steps.extend(step(&mut session).await);
     }
-    for step in &steps { eprintln!("{}", String::from_utf8_lossy(step)); }
     assert!(!steps.is_empty());
     let (about, _) = ask(&mut session, json!({ "op": "about" })).await;
     assert_eq!(about["about"]["pages"][0]["url"], json!(url));
