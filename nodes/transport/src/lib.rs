@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! identity     the CA, certificates, and whose a certificate is
-//! net          main port: two connections to each peer; lanes, requests, lasting streams
+//! net          main port: two connections to each peer; lanes, requests, lasting streams, tunnels
 //! heart        heart port: datagrams, and death notes in the clear
 //! ractor_link  the control plane's engine on a lasting stream
 //! ```

@@ -5,9 +5,9 @@
 //! and never takes a peer's word for who it is.
 //!
 //! ```text
-//!            ┌ truth ─ requests, the control stream ┐
-//! Net ═ QUIC ┤                                      ├ peer        both dial; `peers` chooses
-//!            └ data ── 8 lanes by hash, 1 bulk lane ┘
+//!            ┌ truth ─ requests, the control stream ──────────┐
+//! Net ═ QUIC ┤                                               ├ peer        both dial; `peers` chooses
+//!            └ data ── 8 lanes by hash, 1 bulk lane, tunnels ┘
 //! ```
 
 use std::collections::BTreeMap;
@@ -37,6 +37,7 @@ mod request;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
 pub use hello::{Hello, NAME_BYTES_MAX};
 pub use lane::{
@@ -46,6 +47,7 @@ pub use request::{
     REQUEST_BYTES_MAX, REQUESTS_AT_ONCE_MAX, RequestError, RequestRefused, STREAM_KIND,
 };
 pub use stream::PeerStream;
+pub use tunnel::{TUNNEL_HEADER_BYTES_MAX, TUNNEL_WINDOW_BYTES, TUNNELS_MAX, Tunnel};
 
 use hello::Greeting;
 use peers::{Peers, Route};
@@ -88,6 +90,13 @@ pub trait Inbox: Send + Sync + 'static {
     /// A peer has opened a lasting stream with [`Net::open_stream`]. Dropped where nobody wants it.
     fn stream(&self, from: NodeId, stream: PeerStream) {
         let _ = (from, stream);
+    }
+
+    /// A peer has opened a tunnel with [`Net::open_tunnel`], for what `header` says; an error is what
+    /// the peer hears. Refused where nobody wants tunnels.
+    fn tunnel(&self, from: NodeId, header: Bytes, tunnel: Tunnel) -> Result<(), RequestRefused> {
+        let _ = (from, header, tunnel);
+        Err(RequestRefused::NotServed)
     }
 }
 
@@ -282,6 +291,22 @@ impl Net {
         timeout(patience, PeerStream::open(&route))
             .await
             .unwrap_or(Err(RequestError::TimedOut))
+    }
+
+    /// A tunnel to a peer, whose [`Inbox::tunnel`] has taken it. At most [`TUNNELS_MAX`] to one peer are
+    /// open; `header` has at most [`TUNNEL_HEADER_BYTES_MAX`].
+    pub async fn open_tunnel(
+        &self,
+        to: NodeId,
+        header: Bytes,
+        patience: Duration,
+    ) -> Result<Tunnel, RequestError> {
+        let route = self.route(to).ok_or(RequestError::NoPeer)?;
+        let opened = timeout(patience, tunnel::open(&route, header)).await;
+        let opened = opened.unwrap_or(Err(RequestError::TimedOut))?;
+        let (tunnel, carry) = opened.split();
+        self.shared().spawn(carry).ok_or(RequestError::Lost)?;
+        Ok(tunnel)
     }
 
     /// Peers that are up.
@@ -575,16 +600,22 @@ async fn serve_lanes(
         tasks.spawn(lane::write_lane(connection.clone(), lanes.clone(), index));
     }
     let reading = Arc::new(lane::Reading::default());
-    while let Ok(stream) = connection.accept_uni().await {
-        while tasks.try_join_next().is_some() {}
+    let room = Arc::new(Semaphore::new(TUNNELS_MAX));
+    loop {
         let (inbox, counters) = (shared.inbox.clone(), shared.counters.clone());
-        tasks.spawn(lane::read_lane(
-            stream,
-            node,
-            reading.clone(),
-            inbox,
-            counters,
-        ));
+        tokio::select! {
+            stream = connection.accept_uni() => {
+                let Ok(stream) = stream else { return };
+                let reading = reading.clone();
+                tasks.spawn(lane::read_lane(stream, node, reading, inbox, counters));
+            }
+            stream = connection.accept_bi() => {
+                let Ok((send, recv)) = stream else { return };
+                let room = room.clone();
+                tasks.spawn(tunnel::serve(send, recv, node, room, inbox, counters));
+            }
+        }
+        while tasks.try_join_next().is_some() {}
     }
 }
 

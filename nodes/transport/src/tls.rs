@@ -160,6 +160,7 @@ pub(crate) fn admit(connection: &quinn::Connection, role: Role) {
         Role::Data => {
             connection.set_receive_window(VarInt::from_u32(DATA_WINDOW));
             connection.set_max_concurrent_uni_streams(VarInt::from_u32(DATA_UNI_STREAMS));
+            connection.set_max_concurrent_bi_streams(VarInt::from_u32(DATA_BIDI_STREAMS));
         }
     }
 }
@@ -260,8 +261,15 @@ const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 /// Nine lanes, and as many as may be on their way to being opened again. All of them full take no
 /// more than the connection's window, so that a full lane never stalls another.
 const DATA_UNI_STREAMS: u32 = 16;
-const DATA_WINDOW: u32 = 64 * 1024 * 1024;
-const _: () = assert!(DATA_UNI_STREAMS * STREAM_WINDOW <= DATA_WINDOW);
+const DATA_WINDOW: u32 = 80 * 1024 * 1024;
+const _: () = assert!(DATA_UNI_STREAMS * STREAM_WINDOW + TUNNELS_WINDOW <= DATA_WINDOW);
+
+/// What is left for tunnels when every lane is full. They are read at once and have credits of their
+/// own, so this is only what is on its way.
+const TUNNELS_WINDOW: u32 = 16 * 1024 * 1024;
+
+/// Tunnels, and as many again that are being refused or have just ended.
+pub(crate) const DATA_BIDI_STREAMS: u32 = 1_024;
 
 /// A whole heart frame of 1,200 bytes fits a packet of this size; a path that is narrower is found out.
 const HEART_MTU: u16 = 1_240;

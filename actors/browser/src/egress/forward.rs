@@ -5,6 +5,7 @@
 //! holds open is nobody else's, and a kept connection that closes at the wrong moment would have to
 //! be asked again. It adds no `Via`: to a site this is the browser, wherever it runs.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -27,6 +28,19 @@ use super::{Opened, Session};
 
 type Answer = Response<UnsyncBoxBody<Bytes, hyper::Error>>;
 
+/// Why nothing was forwarded, for a person.
+struct Refused {
+    status: StatusCode,
+    why: Cow<'static, str>,
+}
+
+impl Refused {
+    fn new(status: StatusCode, why: impl Into<Cow<'static, str>>) -> Refused {
+        let why = why.into();
+        Refused { status, why }
+    }
+}
+
 /// Answers one request; never fails, since whatever goes wrong is an answer.
 pub(super) async fn answer(
     session: Arc<Session>,
@@ -37,22 +51,20 @@ pub(super) async fn answer(
         Method::CONNECT => tunnel(&session, &opened, request).await,
         _ => forward(&session, &opened, request).await,
     };
-    Ok(answered.unwrap_or_else(|refused| refused))
+    Ok(answered.unwrap_or_else(page))
 }
 
 /// The answer to every request of a connection that has no place.
 pub(super) fn full() -> Result<Answer, Infallible> {
-    Ok(page(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "This session has too many connections open.\n",
-    ))
+    let why = "This session has too many connections open.\n";
+    Ok(page(Refused::new(StatusCode::SERVICE_UNAVAILABLE, why)))
 }
 
 async fn tunnel(
     session: &Arc<Session>,
     opened: &Opened,
     mut request: Request<Incoming>,
-) -> Result<Answer, Answer> {
+) -> Result<Answer, Refused> {
     let (host, port) = target(request.uri().authority(), None)?;
     let mut upstream = open(session, &host, port).await?;
     let upgraded = hyper::upgrade::on(&mut request);
@@ -78,10 +90,10 @@ async fn forward(
     session: &Arc<Session>,
     opened: &Opened,
     mut request: Request<Incoming>,
-) -> Result<Answer, Answer> {
+) -> Result<Answer, Refused> {
     let uri = request.uri();
     if uri.scheme() != Some(&Scheme::HTTP) {
-        return Err(page(
+        return Err(Refused::new(
             StatusCode::BAD_REQUEST,
             "This is a proxy: it takes `http://…` and CONNECT.\n",
         ));
@@ -97,7 +109,7 @@ async fn forward(
     let mut response = exchange(session, opened, upstream, request).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let what = "The site changed the protocol, which nobody had asked for.\n";
-        return Err(page(StatusCode::BAD_GATEWAY, what));
+        return Err(Refused::new(StatusCode::BAD_GATEWAY, what));
     }
     remove_hop_by_hop(response.headers_mut());
     *response.version_mut() = Version::HTTP_11;
@@ -111,7 +123,7 @@ async fn exchange(
     opened: &Opened,
     upstream: Upstream,
     request: Request<Incoming>,
-) -> Result<Response<Incoming>, Answer> {
+) -> Result<Response<Incoming>, Refused> {
     let moved = upstream.moved();
     let handshake = http1::Builder::new()
         .preserve_header_case(true)
@@ -135,7 +147,7 @@ async fn exchange(
     response.map_err(|error| broken(session, &error))
 }
 
-async fn open(session: &Arc<Session>, host: &Host, port: u16) -> Result<Upstream, Answer> {
+async fn open(session: &Arc<Session>, host: &Host, port: u16) -> Result<Upstream, Refused> {
     connect(session, host, port).await.map_err(|error| {
         let name = name_of(host);
         let (status, why) = match error {
@@ -154,31 +166,31 @@ async fn open(session: &Arc<Session>, host: &Host, port: u16) -> Result<Upstream
                 format!("{name} is not reached on port {port}: {error}\n"),
             ),
         };
-        page(status, &why)
+        Refused::new(status, why)
     })
 }
 
-fn broken(session: &Session, error: &hyper::Error) -> Answer {
+fn broken(session: &Session, error: &hyper::Error) -> Refused {
     match session.may_write() {
-        true => page(
+        true => Refused::new(
             StatusCode::BAD_GATEWAY,
-            &format!("The site gave no answer: {error}\n"),
+            format!("The site gave no answer: {error}\n"),
         ),
         false => no_lease(),
     }
 }
 
 /// Rule E3.
-fn no_lease() -> Answer {
-    page(
+fn no_lease() -> Refused {
+    Refused::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "This node may not act for the session now: its lease is over. The session goes on elsewhere.\n",
     )
 }
 
 /// Whom a request is for, as a browser reads it: `0x7f.1` is 127.0.0.1 (WHATWG URL, host parsing).
-fn target(authority: Option<&Authority>, usual: Option<u16>) -> Result<(Host, u16), Answer> {
-    let bad = |what| page(StatusCode::BAD_REQUEST, what);
+fn target(authority: Option<&Authority>, usual: Option<u16>) -> Result<(Host, u16), Refused> {
+    let bad = |what| Refused::new(StatusCode::BAD_REQUEST, what);
     let authority = authority.ok_or_else(|| bad("The request names no host.\n"))?;
     if authority.as_str().contains('@') {
         return Err(bad("An address for a proxy holds no user.\n"));
@@ -195,8 +207,8 @@ fn target(authority: Option<&Authority>, usual: Option<u16>) -> Result<(Host, u1
 }
 
 /// The `Host` header and the target that the site itself sees (RFC 9112, section 3.2).
-fn origin(uri: &Uri) -> Result<(HeaderValue, Uri), Answer> {
-    let bad = || page(StatusCode::BAD_REQUEST, "The address is malformed.\n");
+fn origin(uri: &Uri) -> Result<(HeaderValue, Uri), Refused> {
+    let bad = || Refused::new(StatusCode::BAD_REQUEST, "The address is malformed.\n");
     let authority = uri.authority().map_or("", Authority::as_str);
     let host = HeaderValue::from_str(authority).map_err(|_| bad())?;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
@@ -227,9 +239,9 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-fn page(status: StatusCode, why: &str) -> Answer {
-    let mut response = Response::new(whole(Full::from(why.to_owned())));
-    *response.status_mut() = status;
+fn page(refused: Refused) -> Answer {
+    let mut response = Response::new(whole(Full::from(refused.why)));
+    *response.status_mut() = refused.status;
     let headers = response.headers_mut();
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     headers.insert(header::CONTENT_TYPE, plain);

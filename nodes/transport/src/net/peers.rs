@@ -25,6 +25,7 @@ use understudy_protocol::id::NodeId;
 use super::hello::{CLOSE_BYE, CLOSE_HALF, CLOSE_REPLACED, Hello};
 use super::lane::Lanes;
 use super::request::REQUESTS_AT_ONCE_MAX;
+use super::tunnel::TUNNELS_MAX;
 use super::{Inbox, PeerChange};
 use crate::tls::Role;
 
@@ -41,8 +42,10 @@ pub(crate) struct Peers {
 pub(crate) struct Route {
     pub(crate) hello: Hello,
     pub(crate) truth: Connection,
+    pub(crate) data: Connection,
     pub(crate) lanes: Arc<Lanes>,
     pub(crate) requests: Semaphore,
+    pub(crate) tunnels: Arc<Semaphore>,
 }
 
 struct Link {
@@ -145,12 +148,14 @@ impl Peers {
             since: Instant::now(),
         });
         let lanes = link.lanes.clone();
-        if let (Some(truth), Some(_)) = (&link.truth, &link.data) {
+        if let (Some(truth), Some(data)) = (&link.truth, &link.data) {
             let route = Route {
                 hello: link.hello.clone(),
                 truth: truth.connection.clone(),
+                data: data.connection.clone(),
                 lanes: lanes.clone(),
                 requests: Semaphore::new(REQUESTS_AT_ONCE_MAX),
+                tunnels: Arc::new(Semaphore::new(TUNNELS_MAX)),
             };
             let hello = link.hello.clone();
             link.is_up = true;

@@ -52,8 +52,9 @@ pub enum RequestError {
     /// The connection ended, or the peer gave the stream up. It may have served it.
     #[error("the connection was lost")]
     Lost,
-    /// The body is above [`REQUEST_BYTES_MAX`]. The peer has not seen it.
-    #[error("a body of {0} bytes is above the limit")]
+    /// The body is above [`REQUEST_BYTES_MAX`], or a tunnel's header above
+    /// [`TUNNEL_HEADER_BYTES_MAX`](super::TUNNEL_HEADER_BYTES_MAX). The peer has not seen it.
+    #[error("{0} bytes are above the limit")]
     TooLong(usize),
     /// The peer answered no.
     #[error(transparent)]
@@ -103,15 +104,20 @@ async fn exchange(
         let _ = both.send.finish();
     }
 
+    read_answer(&mut both.recv).await
+}
+
+/// Reads what [`answer`] has written.
+pub(crate) async fn read_answer(recv: &mut RecvStream) -> Result<Bytes, RequestError> {
     let mut header = [0; ANSWER_HEADER_BYTES];
-    let header_read = both.recv.read_exact(&mut header).await;
+    let header_read = recv.read_exact(&mut header).await;
     header_read.map_err(|_| RequestError::Lost)?;
     let [status, length @ ..] = header;
     let length = u32::from_be_bytes(length) as usize;
     if length > REQUEST_BYTES_MAX {
         return Err(RequestError::Lost);
     }
-    let body = read_body(&mut both.recv, length)
+    let body = read_body(recv, length)
         .await
         .map_err(|_| RequestError::Lost)?;
     match status {
@@ -175,6 +181,7 @@ pub(crate) async fn serve(
         counters.add(Count::Request);
         let _ = recv.stop(GIVEN_UP);
         let _ = answer(&mut send, STATUS_FULL, Bytes::new()).await;
+        let _ = send.finish();
         return;
     };
     let served = async {
@@ -212,24 +219,35 @@ pub(crate) async fn serve(
     let (status, body) = match result {
         Ok(body) if body.len() <= REQUEST_BYTES_MAX => (STATUS_OK, body),
         Ok(_) => (STATUS_FAILED, Bytes::from_static(b"the answer is too long")),
-        Err(RequestRefused::NotServed) => (STATUS_NOT_SERVED, Bytes::new()),
-        Err(RequestRefused::Full) => (STATUS_FULL, Bytes::new()),
-        Err(RequestRefused::Failed(mut text)) => {
-            text.truncate(text.floor_char_boundary(REFUSAL_BYTES_MAX));
-            (STATUS_FAILED, text.into())
-        }
+        Err(refused) => status_of(refused),
     };
     // A peer that does not read its answer holds the permit until here, and no longer.
     let _ = timeout(SERVE_PATIENCE_MAX, answer(&mut send, status, body)).await;
+    let _ = send.finish();
 }
 
-async fn answer(send: &mut SendStream, status: u8, body: Bytes) -> Result<(), quinn::WriteError> {
+/// A refusal as it is written.
+pub(crate) fn status_of(refused: RequestRefused) -> (u8, Bytes) {
+    match refused {
+        RequestRefused::NotServed => (STATUS_NOT_SERVED, Bytes::new()),
+        RequestRefused::Full => (STATUS_FULL, Bytes::new()),
+        RequestRefused::Failed(mut text) => {
+            text.truncate(text.floor_char_boundary(REFUSAL_BYTES_MAX));
+            (STATUS_FAILED, text.into())
+        }
+    }
+}
+
+/// Writes an answer; the stream stays open.
+pub(crate) async fn answer(
+    send: &mut SendStream,
+    status: u8,
+    body: Bytes,
+) -> Result<(), quinn::WriteError> {
     let mut header = [status, 0, 0, 0, 0];
     header[1..].copy_from_slice(&(body.len() as u32).to_be_bytes());
     send.write_all(&header).await?;
-    send.write_chunk(body).await?;
-    let _ = send.finish();
-    Ok(())
+    send.write_chunk(body).await
 }
 
 /// `length` bytes. Memory grows as they come, not as they are announced.
@@ -275,9 +293,9 @@ pub const STREAM_KIND: u8 = 255;
 const REQUEST_HEADER_BYTES: usize = 9;
 const ANSWER_HEADER_BYTES: usize = 5;
 
-const STATUS_OK: u8 = 0;
+pub(crate) const STATUS_OK: u8 = 0;
 const STATUS_NOT_SERVED: u8 = 1;
-const STATUS_FULL: u8 = 2;
+pub(crate) const STATUS_FULL: u8 = 2;
 const STATUS_FAILED: u8 = 3;
 
 const GIVEN_UP: VarInt = VarInt::from_u32(3);

@@ -387,14 +387,18 @@ async fn three_nodes_that_know_one_seed_and_then_each_other_form_a_mesh() {
     until(|| ids(&a) == [3] && ids(&c) == [1]).await;
 }
 
+mod tunnels;
+
 struct Node {
     net: Net,
     inbox: Arc<Recorder>,
+    tunnels: mpsc::Receiver<(Bytes, Tunnel)>,
     frames: mpsc::Receiver<Bytes>,
     changes: mpsc::Receiver<PeerChange>,
 }
 
 struct Recorder {
+    tunnels: mpsc::Sender<(Bytes, Tunnel)>,
     frames: mpsc::Sender<Bytes>,
     changes: mpsc::Sender<PeerChange>,
     is_full: AtomicBool,
@@ -440,6 +444,17 @@ impl Inbox for Recorder {
     fn peer(&self, change: PeerChange) {
         self.changes.try_send(change).unwrap();
     }
+
+    fn tunnel(&self, from: NodeId, header: Bytes, tunnel: Tunnel) -> Result<(), RequestRefused> {
+        assert_eq!(tunnel.peer(), from);
+        match &header[..] {
+            b"no" => Err(RequestRefused::Failed("not here".to_owned())),
+            _ => {
+                let taken = self.tunnels.try_send((header, tunnel));
+                taken.map_err(|_| RequestRefused::Full)
+            }
+        }
+    }
 }
 
 impl Recorder {
@@ -472,7 +487,9 @@ impl Node {
     ) -> Node {
         let (frames, frames_rx) = mpsc::channel(RECORDED_MAX);
         let (changes, changes_rx) = mpsc::channel(RECORDED_MAX);
+        let (tunnels, tunnels_rx) = mpsc::channel(RECORDED_MAX);
         let inbox = Arc::new(Recorder {
+            tunnels,
             frames,
             changes,
             is_full: AtomicBool::new(false),
@@ -491,6 +508,7 @@ impl Node {
         Node {
             net,
             inbox,
+            tunnels: tunnels_rx,
             frames: frames_rx,
             changes: changes_rx,
         }
