@@ -981,6 +981,19 @@ async fn what_a_guest_does_wrong_has_a_name() {
             "not_found",
         ),
         ("/v1/functions/Sum/call/add", json!([1]), 400, "invalid"),
+        // A tenant is a name and not the way to another kind's children.
+        (
+            "/v1/functions/sum@1.0.0/call/add?tenant=a/counter",
+            json!([1]),
+            400,
+            "invalid",
+        ),
+        (
+            "/v1/functions/sum@1.0.0/call/add?tenant=@a",
+            json!([1]),
+            400,
+            "invalid",
+        ),
         (
             "/v1/sandboxes",
             json!({"name": "t", "module": "none@1.0.0"}),

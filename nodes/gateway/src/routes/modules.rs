@@ -222,7 +222,9 @@ impl Latest {
         text: &str,
     ) -> Result<ModuleId, Problem> {
         if text.contains('@') {
-            return ModuleId::from_str(text).map_err(bad_id);
+            let id = ModuleId::from_str(text).map_err(bad_id)?;
+            // A tenant's name could lead to a child of another kind.
+            return child(tenant, &id).map(|_| id);
         }
         let key = (tenant.to_owned(), text.to_owned());
         if let Some((at, id)) = self.lock().get(&key)
@@ -335,7 +337,12 @@ async fn take(
         Problem::new(Kind::Overloaded, "too many modules are pushed at a time")
             .hint("say its SHA-256 (`?sha256=`), and it need not be held here")
     })?;
-    let wasm = parts.whole().await?;
+    let whole = tokio::time::timeout(WHOLE_PATIENCE, parts.whole()).await;
+    let wasm = whole.map_err(|_| {
+        let detail = format!("the body did not come within {WHOLE_PATIENCE:?}");
+        Problem::new(Kind::Invalid, detail)
+            .hint("say its SHA-256 (`?sha256=`), and it may come as slowly as it does")
+    })??;
     let module = tokio::task::spawn_blocking(move || Module::new(wasm)).await;
     let module = module.map_err(|_| Problem::new(Kind::Unavailable, "it could not be read"))?;
     if let Some(wanted) = wanted.filter(|wanted| *wanted != module.sha256()) {
@@ -651,6 +658,9 @@ const VERSION_PAGES: usize = 10;
 
 /// The longest module.
 pub const MODULE_BYTES_MAX: usize = Limits::NODE.bytes;
+
+/// How long a body may take that is held here while it comes: its place is kept from others.
+const WHOLE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long one part may take to be on every replica, a failover of the module's owner included.
 const PART_PATIENCE: Duration = Duration::from_secs(30);
