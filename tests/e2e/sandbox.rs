@@ -323,8 +323,115 @@ async fn a_module_of_many_parts_is_whole_wherever_it_runs() -> Result<()> {
     end(&mut cluster).await
 }
 
-/// One call under its own key, asked of one node after the other until it is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interval_sandbox_loses_its_interval_to_a_kill_and_nothing_to_an_end_in_good_order()
+-> Result<()> {
+    let mut cluster = Cluster::start(exe(), Options::default()).await?;
+    push(&cluster, 0, LEDGER, "ledger@1.0.0")?;
+    let create = ["sandbox", "create", "s", "--module", "ledger"];
+    let durability = format!("interval={}ms", INTERVAL.as_millis());
+    done(
+        &cluster,
+        0,
+        &[&create[..], &["--durability", &durability]].concat(),
+    )?;
+    let said = done(
+        &cluster,
+        1,
+        &["sandbox", "call", "s", "enter", "0", "--json"],
+    )?;
+    let said: Value = serde_json::from_str(&said)?;
+    assert_eq!(said["durable"], json!(false), "{said}");
+
+    // It is killed again and again while it is called. What it then goes on from is what it was after
+    // one of its calls, none of which was answered longer ago than its interval.
+    let mut kept = vec![(0_i64, Instant::now())];
+    let mut next = 1;
+    for round in 0..KILLS {
+        let began = Instant::now();
+        while began.elapsed() < 3 * INTERVAL {
+            let (answer, _) = entered(&mut cluster, next).await?;
+            kept.push((next, Instant::now()));
+            assert_eq!(answer, after(&kept), "round {round}");
+            next += 1;
+            tokio::time::sleep(PACE).await;
+        }
+        let owner = owner(&cluster).await?;
+        let killed = cluster.kill(owner)?;
+        let (answer, _) = entered(&mut cluster, next).await?;
+        let calls = kept.len();
+        let count = answer[1].as_u64().context("no count")? as usize;
+        assert!((1..=calls + 1).contains(&count), "{answer} after {calls}");
+        let lost = kept.split_off(count - 1);
+        kept.push((next, Instant::now()));
+        assert_eq!(answer, after(&kept), "round {round}: not what it was once");
+        let ages = lost.iter().map(|(_, answered)| killed - *answered);
+        let oldest = ages.max().unwrap_or_default();
+        println!(
+            "round {round}: {} of {calls} calls are lost, the first answered {oldest:?} before the kill",
+            lost.len()
+        );
+        assert!(oldest <= INTERVAL + RECORDED, "{oldest:?}");
+        next += 1;
+        cluster.spawn(owner)?;
+        cluster.wait_whole(WHOLE).await?;
+    }
+
+    // No interval ends in this test, so nothing is there but what is kept on the way out.
+    done(
+        &cluster,
+        0,
+        &[
+            "sandbox",
+            "create",
+            "t",
+            "--module",
+            "ledger",
+            "--durability",
+            "interval=60m",
+        ],
+    )?;
+    let mut undisturbed = Undisturbed::new();
+    let mut number = 0_i64;
+    for drains in [true, false] {
+        for _ in 0..CALLS {
+            let (answer, _) = entered_of(&mut cluster, "t", number).await?;
+            assert_eq!(answer, undisturbed.enter(number));
+            number += 1;
+        }
+        let owner = owner_of(&cluster, "t").await?;
+        let name = cluster.name(owner).to_owned();
+        let other = (owner + 1) % cluster.size();
+        if drains {
+            done(&cluster, other, &["node", "drain", &name, "--wait", "60s"])?;
+        } else {
+            cluster.terminate(owner, WHOLE).await?;
+        }
+        let (answer, _) = entered_of(&mut cluster, "t", number).await?;
+        assert_eq!(answer, undisturbed.enter(number), "drains: {drains}");
+        number += 1;
+        assert_ne!(owner_of(&cluster, "t").await?, owner);
+        if drains {
+            done(&cluster, other, &["node", "drain", &name, "--undo"])?;
+        }
+    }
+    end(&mut cluster).await
+}
+
+/// What the last of these calls answers when there were no others.
+fn after(calls: &[(i64, Instant)]) -> Value {
+    let mut undisturbed = Undisturbed::new();
+    let answers = calls.iter().map(|(number, _)| undisturbed.enter(*number));
+    answers.last().unwrap_or_default()
+}
+
+/// One call of the sandbox `s`.
 async fn entered(cluster: &mut Cluster, number: i64) -> Result<(Value, Duration)> {
+    entered_of(cluster, "s", number).await
+}
+
+/// One call under its own key, asked of one node after the other until it is answered.
+async fn entered_of(cluster: &mut Cluster, name: &str, number: i64) -> Result<(Value, Duration)> {
     let (client, began) = (cluster.client().clone(), Instant::now());
     let key = format!("enter-{number}");
     let mut why = String::new();
@@ -332,10 +439,10 @@ async fn entered(cluster: &mut Cluster, number: i64) -> Result<(Value, Duration)
         let all = 0..cluster.size();
         let up: Vec<usize> = all.filter(|nth| cluster.runs(*nth)).collect();
         for nth in up {
-            let path = "/v1/sandboxes/s/call/enter";
+            let path = format!("/v1/sandboxes/{name}/call/enter");
             let args = json!([number]);
             let called = client
-                .call_guest(&cluster.url(nth), path, Some(&key), &args, LIMIT)
+                .call_guest(&cluster.url(nth), &path, Some(&key), &args, LIMIT)
                 .await;
             match called {
                 Called::Answered(answer) => {
@@ -364,10 +471,12 @@ async fn refusal(cluster: &Cluster, url: &str, path: &str, args: &Value) -> Resu
 }
 
 async fn owner(cluster: &Cluster) -> Result<usize> {
-    let sandbox = cluster
-        .client()
-        .get(&cluster.any_url()?, "/v1/sandboxes/s")
-        .await?;
+    owner_of(cluster, "s").await
+}
+
+async fn owner_of(cluster: &Cluster, name: &str) -> Result<usize> {
+    let path = format!("/v1/sandboxes/{name}");
+    let sandbox = cluster.client().get(&cluster.any_url()?, &path).await?;
     let named = |nth: &usize| sandbox["node"] == json!(cluster.name(*nth));
     (0..cluster.size())
         .find(named)
@@ -405,6 +514,15 @@ async fn end(cluster: &mut Cluster) -> Result<()> {
     assert!(left.is_empty(), "processes are left: {left:?}");
     Ok(())
 }
+
+/// What the sandbox that may lose some may lose.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Between two calls of it: a child remembers so many keys, for minutes.
+const PACE: Duration = Duration::from_millis(60);
+
+/// How long a record may take to be everywhere, on a busy machine.
+const RECORDED: Duration = Duration::from_secs(1);
 
 /// How often the owner is killed, and the calls around each time.
 const KILLS: i32 = 3;

@@ -272,8 +272,8 @@ Examples:
   cargo xtask bench simulator
   cargo xtask doctor --json
 
-What a command needs on this machine is named and then installed with apt-get; on a terminal it
-asks first. `cargo xtask COMMAND --help` says more.
+What a command needs on this machine is named and then installed with apt-get (compilers of test
+guests: from PyPI, below ~/.cache/understudy); on a terminal it asks first. `cargo xtask COMMAND --help` says more.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.
 ";

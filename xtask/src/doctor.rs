@@ -39,13 +39,15 @@ impl Row {
                 format!("cargo install --locked {package}"),
                 format!("without it, {instead}"),
             ),
-            Remedy::System(_) | Remedy::Component(_) => match plan(&[need], machine) {
-                Ok(lines) => {
-                    let lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
-                    (lines.join(" && "), String::new())
+            Remedy::System(_) | Remedy::Component(_) | Remedy::Wheel => {
+                match plan(&[need], machine) {
+                    Ok(lines) => {
+                        let lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
+                        (lines.join(" && "), String::new())
+                    }
+                    Err(why) => (String::new(), why.to_string()),
                 }
-                Err(why) => (String::new(), why.to_string()),
-            },
+            }
         };
         Row {
             need,
@@ -60,7 +62,9 @@ impl Row {
     fn state(&self) -> &'static str {
         match (self.present, self.need.wanted_by, &self.need.remedy) {
             (true, ..) => "present",
-            (false, [], Remedy::Optional { .. }) | (false, [Task::Peers], _) => "optional",
+            (false, [], Remedy::Optional { .. }) | (false, [Task::Peers | Task::Guests], _) => {
+                "optional"
+            }
             (false, [], _) => "later",
             (false, ..) => "missing",
         }
@@ -132,6 +136,7 @@ impl Task {
             Task::Demo => "demo",
             Task::Bench => "bench",
             Task::Peers => "bench (peers)",
+            Task::Guests => "test (guests)",
         }
     }
 }
@@ -161,6 +166,7 @@ mod tests {
         check("cc", false, "missing");
         check("cargo-deny", false, "optional");
         check("erlang", false, "optional");
+        check("ziglang", false, "optional");
         check("lavapipe", false, "later");
         check("lavapipe", true, "present");
     }

@@ -45,6 +45,14 @@ impl Line {
         }
     }
 
+    /// These words, spaces and all.
+    pub(crate) fn of(words: &[String]) -> Line {
+        Line {
+            words: words.to_vec(),
+            env: Vec::new(),
+        }
+    }
+
     /// The same with one more variable set.
     pub(crate) fn with_env(mut self, name: &'static str, value: &'static str) -> Line {
         self.env.push((name, value));

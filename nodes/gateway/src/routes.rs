@@ -122,6 +122,7 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         .route("/children", get(children))
         .route("/children/{tenant}/{kind}/{key}/call", post(call))
         .route("/modules", get(modules::list))
+        .route("/modules/{name}", get(modules::versions))
         .route(
             "/modules/{name}/{version}",
             get(modules::inspect).put(modules::push),

@@ -710,6 +710,35 @@ async fn a_module_is_pushed_listed_and_looked_at() {
     let rest = served.get(&format!("/v1/modules?after={next}")).await;
     assert_eq!(rest["items"][0]["id"], "sum@1.2.0");
 
+    // The versions of one, the newest first: by number, not by letter.
+    served.pushed("sum/1.2.0-rc.1", "", wasm.clone(), 201).await;
+    served.pushed("sum-x/3.0.0", "", wasm.clone(), 201).await;
+    let versions = async |query: &str| {
+        let list = served.get(&format!("/v1/modules/sum{query}")).await;
+        let items = list["items"].as_array().unwrap();
+        assert!(items.iter().all(|item| item["sha256"] == json!(hash)));
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let versions = items.iter().filter_map(|item| text(&item["version"]));
+        (versions.collect::<Vec<_>>(), text(&list["next"]))
+    };
+    let all = ["1.10.0", "1.2.0", "1.2.0-rc.1"];
+    assert_eq!(versions("").await.0, all);
+    assert_eq!(versions("?tenant=acme").await.0, ["2.0.0-rc.1"]);
+    let (first, next) = versions("?limit=2").await;
+    assert_eq!(first, all[..2]);
+    let rest = format!("?after={}", next.unwrap());
+    assert_eq!(versions(&rest).await, (vec![all[2].to_owned()], None));
+    for (path, status, kind) in [
+        ("/v1/modules/some", 404, "not_found"),
+        ("/v1/modules/sum?tenant=nobody", 404, "not_found"),
+        ("/v1/modules/Sum", 400, "invalid"),
+        ("/v1/modules/sum?tenant=a/b", 400, "invalid"),
+        ("/v1/modules/sum?after=x", 400, "invalid"),
+        ("/v1/modules/sum?state=blue", 400, "invalid"),
+    ] {
+        served.refuses(Method::GET, path, None, status, kind).await;
+    }
+
     let one = served.get("/v1/modules/sum/1.2.0").await;
     let exports = one["about"]["exports"].as_array().unwrap();
     let add = exports
@@ -763,6 +792,28 @@ async fn a_push_that_is_not_right_is_refused_by_name() {
         assert_eq!(answer["type"], kind, "{id}{query}: {answer}");
         assert!(answer["hint"].is_string(), "{id}{query}: {answer}");
     }
+    // What was refused is on no list, unless somebody asks for it.
+    for path in ["/v1/modules", "/v1/modules/sum"] {
+        let states = async |query: &str| {
+            let list = served.get(&format!("{path}{query}")).await;
+            let items = list["items"].as_array().unwrap().clone();
+            let states = items.iter().map(|item| item["state"].as_str().unwrap());
+            states.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(states("").await, ["sealed"]);
+        let empty = states("?state=empty").await;
+        assert!(empty.len() >= 2 && empty.iter().all(|state| state == "empty"));
+        assert_eq!(states("?state=all").await.len(), 1 + empty.len());
+    }
+    served
+        .refuses(
+            Method::GET,
+            "/v1/modules/sum?state=uploading",
+            None,
+            404,
+            "not_found",
+        )
+        .await;
     let far = vec![0; understudy_gateway::MODULE_BYTES_MAX + 1];
     let answer = served.pushed("sum/1.0.8", "", far, 413).await;
     assert_eq!(answer["type"], "too_large");
@@ -930,6 +981,19 @@ async fn what_a_guest_does_wrong_has_a_name() {
             "not_found",
         ),
         ("/v1/functions/Sum/call/add", json!([1]), 400, "invalid"),
+        // A tenant is a name and not the way to another kind's children.
+        (
+            "/v1/functions/sum@1.0.0/call/add?tenant=a/counter",
+            json!([1]),
+            400,
+            "invalid",
+        ),
+        (
+            "/v1/functions/sum@1.0.0/call/add?tenant=@a",
+            json!([1]),
+            400,
+            "invalid",
+        ),
         (
             "/v1/sandboxes",
             json!({"name": "t", "module": "none@1.0.0"}),

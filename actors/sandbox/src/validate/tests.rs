@@ -223,3 +223,20 @@ fn what_breaks_the_rules_is_malformed_at_an_offset() {
     check(&module.finish(), "malformed");
     check_wat(r#"(module (func (export "__us_g0")))"#, "reserved_export");
 }
+
+#[test]
+fn what_is_told_of_a_module_fits_an_answer_whatever_it_calls_its_exports() {
+    // As JSON, each of these bytes takes six.
+    let mut text = String::from("(module (func $f");
+    text.push_str(" (result i32) (i32.const 0))");
+    for nth in 0..LISTED_MAX {
+        let name = "\\01".repeat(500);
+        text.push_str(&format!("(export \"{name}{nth}\" (func $f))"));
+    }
+    text.push(')');
+    let about = validate(&wat::parse_str(text).unwrap(), &Limits::NODE).unwrap();
+    assert_eq!(about.exports_total as usize, LISTED_MAX);
+    assert!(about.exports.len() > 50);
+    let told = serde_json::to_vec(&about).unwrap().len();
+    assert!(told < 1 << 20, "{told} bytes");
+}

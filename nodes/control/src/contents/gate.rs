@@ -2,13 +2,13 @@
 //!
 //! Owns: who waits, and their order. Never answers for the store.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -89,7 +89,7 @@ pub(super) async fn run(
     mut stop: oneshot::Receiver<()>,
 ) {
     let mut queues: BTreeMap<ChildId, VecDeque<Waiting>> = BTreeMap::new();
-    let mut pulls = JoinSet::new();
+    let mut pulls = Pulling::default();
     loop {
         tokio::select! {
             _ = &mut stop => return,
@@ -101,13 +101,11 @@ pub(super) async fn run(
                     continue;
                 }
                 if queue.is_empty() {
-                    pulls.spawn(pull(shared.clone(), Pull::of(&waiting)));
+                    pulls.spawn(&shared, Pull::of(&waiting));
                 }
                 queue.push_back(waiting);
             }
-            Some(pulled) = pulls.join_next() => {
-                // A pull that panicked cannot say whose it was; nothing in it does.
-                let Ok((child, pulled)) = pulled else { continue };
+            Some((child, pulled)) = pulls.next() => {
                 let Some(mut queue) = queues.remove(&child) else { continue };
                 if let Err(error) = &pulled {
                     // The later ones follow this one.
@@ -122,7 +120,7 @@ pub(super) async fn run(
                     shared.gate.forget(&waiting);
                 }
                 if let Some(next) = queue.front() {
-                    pulls.spawn(pull(shared.clone(), Pull::of(next)));
+                    pulls.spawn(&shared, Pull::of(next));
                     queues.insert(child, queue);
                 }
             }
@@ -153,7 +151,33 @@ impl Pull {
     }
 }
 
-async fn pull(shared: Arc<Shared>, pull: Pull) -> (ChildId, Result<(), FetchError>) {
+/// The pulls under way, and whose each is: one that panics cannot say so itself.
+#[derive(Default)]
+struct Pulling {
+    tasks: JoinSet<Result<(), FetchError>>,
+    children: HashMap<Id, ChildId>,
+}
+
+impl Pulling {
+    fn spawn(&mut self, shared: &Arc<Shared>, what: Pull) {
+        let child = what.child.clone();
+        let task = self.tasks.spawn(pull(shared.clone(), what));
+        self.children.insert(task.id(), child);
+    }
+
+    /// What came of one of them; none while there are none.
+    async fn next(&mut self) -> Option<(ChildId, Result<(), FetchError>)> {
+        let ended = self.tasks.join_next_with_id().await?;
+        let (task, pulled) = ended.unwrap_or_else(|error| {
+            let why = FetchError::Refused(error.to_string());
+            (error.id(), Err(why))
+        });
+        let child = self.children.remove(&task);
+        Some((child.expect("each task was entered when it began"), pulled))
+    }
+}
+
+async fn pull(shared: Arc<Shared>, pull: Pull) -> Result<(), FetchError> {
     let config = &shared.config;
     let progress = || {
         // What is said to another start of this node is not for this one to answer.
@@ -180,7 +204,7 @@ async fn pull(shared: Arc<Shared>, pull: Pull) -> (ChildId, Result<(), FetchErro
     };
     let late = || FetchError::Refused(format!("they did not come within {PULL_LIMIT:?}"));
     let pulled = timeout(PULL_LIMIT, all).await;
-    (pull.child.clone(), pulled.unwrap_or_else(|_| Err(late())))
+    pulled.unwrap_or_else(|_| Err(late()))
 }
 
 impl Shared {

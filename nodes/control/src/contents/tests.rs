@@ -4,6 +4,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use understudy_protocol::id::{ChildId, ConfigVersion, Epoch, Seq, SlotRange, UnitId};
 use understudy_protocol::wire::content::Content;
@@ -24,6 +25,8 @@ struct Node {
     task: ContentsTask,
     net: Net,
     answers: mpsc::Receiver<(NodeId, ReplicaAnswer)>,
+    /// Whoever says that pieces come in panics over it.
+    panics: Arc<AtomicBool>,
 }
 
 /// Serves chunks, and nothing else.
@@ -60,6 +63,8 @@ impl Node {
         let failed = Box::new(|error| panic!("{error}"));
         let replica = ReplicaThread::start(records, incarnation, None, Box::new(answer), failed);
         let slot: Arc<OnceLock<Net>> = Arc::default();
+        let panics = Arc::<AtomicBool>::default();
+        let may = panics.clone();
         let (contents, task) = start(ContentsConfig {
             node,
             store,
@@ -67,7 +72,10 @@ impl Node {
             chunks: opened.chunks,
             replica: Arc::new(replica.unwrap()),
             net: slot.clone(),
-            answer: Box::new(move |to, answer| said.try_send((to, answer)).unwrap()),
+            answer: Box::new(move |to, answer| {
+                assert!(!may.load(Ordering::Relaxed), "as it was asked to");
+                said.try_send((to, answer)).unwrap();
+            }),
         });
         let hello = Hello {
             node,
@@ -94,6 +102,7 @@ impl Node {
             task,
             net,
             answers,
+            panics,
         }
     }
 
@@ -292,6 +301,30 @@ async fn what_a_record_names_is_fetched_of_its_owner_and_again_when_a_bit_flips(
         first: name,
     };
     assert_eq!(lost, Err(missing));
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_whose_pull_panicked_wait_no_more_and_are_taken_when_they_come_again() {
+    let ca = Ca::create("alpha").unwrap();
+    let owner = Node::start(&ca, 1, &[]).await;
+    let mut other = Node::start(&ca, 2, &[owner.seed()]).await;
+    owner.until_peer().await;
+    other.until_peer().await;
+    other.seal(1).await;
+    let pieces = owner.contents.keep(noise(1024, 3)).await.unwrap();
+    let one = record(Head::NONE, Content::Pieces(pieces));
+    let two = record(one.head(), Bytes::from_static(b"short").into());
+    other.panics.store(true, Ordering::Relaxed);
+    other.ask(1, append(&one));
+    other.ask(1, append(&two));
+    other.until_nothing_waits().await;
+    other.panics.store(false, Ordering::Relaxed);
+    other.ask(1, append(&one));
+    other.ask(1, append(&two));
+    assert_eq!(other.hear_in_the_end().await.0, appended(&one));
+    assert_eq!(other.hear().await, appended(&two), "in their order");
+    owner.stop().await;
     other.stop().await;
 }
 

@@ -4,7 +4,8 @@
 //! than one is held here (unless nobody said what hash it has); and which version a bare name means.
 //! Never keeps a module: it is a child, and its bytes are its records.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,7 +28,7 @@ use understudy_sandbox::module::{
 use understudy_sandbox::validate::Limits;
 
 use super::{
-    BODY_PATIENCE, Gateway, HEARD_OUT_MAX, PageOf, Params, TenantOf, Two, listed, name_of,
+    BODY_PATIENCE, Gateway, HEARD_OUT_MAX, Name, PageOf, Params, TenantOf, Two, listed, name_of,
     with_status,
 };
 use crate::problem::{Kind, Problem};
@@ -65,42 +66,124 @@ pub(super) async fn push(
     Ok(with_status(status, shown(&tenant, &id, None, told)))
 }
 
+/// Which modules to list.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListOf {
+    tenant: Option<String>,
+    state: Option<StateOf>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+/// How far a module has to be. What is not said to be otherwise can be used, or may be: one whose owner
+/// cannot be asked now is on every list.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StateOf {
+    #[default]
+    Sealed,
+    /// Parts of it are there.
+    Uploading,
+    /// A push was refused, and nothing is left of it.
+    Empty,
+    All,
+}
+
+impl StateOf {
+    fn holds(self, module: &api::Module) -> bool {
+        let wanted = match self {
+            StateOf::Sealed => Stage::Sealed,
+            StateOf::Uploading => Stage::Uploading,
+            StateOf::Empty => Stage::Empty,
+            StateOf::All => return true,
+        };
+        [state(wanted), UNKNOWN].contains(&&*module.state)
+    }
+}
+
 pub(super) async fn list(
     State(gateway): State<Gateway>,
-    Params(page): Params<PageOf>,
+    Params(of): Params<ListOf>,
 ) -> Result<Json<api::Listing<api::Module>>, Problem> {
+    let ListOf {
+        tenant,
+        state,
+        after,
+        limit,
+    } = of;
+    let page = PageOf {
+        tenant,
+        after,
+        limit,
+    };
     let children = listed(&gateway, Some(KIND.to_owned()), page, PAGE).await?;
+    let mut items = asked(&gateway, children.items.clone()).await;
+    items.retain(|module| state.unwrap_or_default().holds(module));
     let view = gateway.handle.view();
-    // Each says itself how far it is; one that cannot be asked now is listed all the same.
-    let told = stream::iter(children.items.clone()).map(|listed| {
-        let gateway = &gateway;
-        async move {
-            let len = Ask::Read { offset: 0, len: 0 };
-            let told = ask(gateway, &listed.child, &len, &[], LOOK_PATIENCE).await;
-            (listed, told)
-        }
+    Ok(Json(show::listing(&view, &children, items)))
+}
+
+/// The versions of one module, the newest first: a higher one comes before a lower one, and a release
+/// before what was published ahead of it (<https://semver.org>, section 11).
+pub(super) async fn versions(
+    State(gateway): State<Gateway>,
+    Name(name): Name,
+    Params(of): Params<ListOf>,
+) -> Result<Json<api::Listing<api::Module>>, Problem> {
+    gateway.formed()?;
+    let after = of.after.as_deref().map(|text| {
+        let version = text.split_once('@').map_or(text, |(_, version)| version);
+        ModuleId::new(&name, version).map_err(bad_id)
+    });
+    let after = after.transpose()?;
+    let tenant = of.tenant.unwrap_or_else(|| params::TENANT.to_owned());
+    let Versions { mut found, silent } = every_version(&gateway, &tenant, &name).await?;
+    found.sort_by_cached_key(|listed| Reverse(id_of(listed)));
+    if let Some(after) = &after {
+        found.retain(|listed| id_of(listed).is_some_and(|id| id < *after));
+    }
+    let limit = of.limit.unwrap_or(PAGE).clamp(1, PAGE);
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let next = found.last().filter(|_| more).map(|last| last.child.key());
+    let next = next.map(str::to_owned);
+    let mut items = asked(&gateway, found).await;
+    items.retain(|module| of.state.unwrap_or_default().holds(module));
+    if items.is_empty() && next.is_none() && after.is_none() {
+        return Err(no_version(&tenant, &name, &silent));
+    }
+    Ok(Json(api::Listing {
+        items,
+        next,
+        silent,
+    }))
+}
+
+/// Each says itself how far it is; one that cannot be asked now is there all the same.
+async fn asked(gateway: &Gateway, listed: Vec<Listed>) -> Vec<api::Module> {
+    let view = gateway.handle.view();
+    let told = stream::iter(listed).map(|listed| async move {
+        let child = &listed.child;
+        // What is sealed says so without being checked again, and nothing else does.
+        let len = Ask::Read { offset: 0, len: 0 };
+        let told = match ask(gateway, child, &len, &[], LOOK_PATIENCE).await {
+            Err(problem) if problem.kind == Kind::NotFound => {
+                ask(gateway, child, &Ask::About {}, &[], LOOK_PATIENCE).await
+            }
+            told => told,
+        };
+        (listed, told.ok())
     });
     let told: Vec<_> = told.buffered(LOOKS).collect().await;
     let items = told.into_iter().filter_map(|(listed, told)| {
-        let id = ModuleId::from_str(listed.child.key()).ok()?;
-        let told = match told {
-            Ok(told) => told,
-            Err(problem) => Told {
-                state: match problem.kind {
-                    Kind::NotFound => Stage::Uploading,
-                    _ => return Some(unknown(&view_name(&view, &listed), &listed, &id)),
-                },
-                sha256: None,
-                bytes: 0,
-                received: 0,
-                about: None,
-            },
-        };
-        let node = Some(view_name(&view, &listed));
-        Some(shown(listed.child.tenant(), &id, node, told))
+        let (id, node) = (id_of(&listed)?, name_of(&view, listed.node));
+        Some(match told {
+            Some(told) => shown(listed.child.tenant(), &id, Some(node), told),
+            None => unknown(&node, &listed, &id),
+        })
     });
-    let items = items.collect();
-    Ok(Json(show::listing(&view, &children, items)))
+    items.collect()
 }
 
 pub(super) async fn inspect(
@@ -139,17 +222,17 @@ impl Latest {
         text: &str,
     ) -> Result<ModuleId, Problem> {
         if text.contains('@') {
-            return ModuleId::from_str(text).map_err(bad_id);
+            let id = ModuleId::from_str(text).map_err(bad_id)?;
+            // A tenant's name could lead to a child of another kind.
+            return child(tenant, &id).map(|_| id);
         }
-        // Any version will do to see whether the name is one.
-        let id = ModuleId::new(text, "0.0.0").map_err(bad_id)?;
         let key = (tenant.to_owned(), text.to_owned());
         if let Some((at, id)) = self.lock().get(&key)
             && at.elapsed() < LATEST_KEPT
         {
             return Ok(id.clone());
         }
-        let found = highest(gateway, tenant, id.name()).await?;
+        let found = highest(gateway, tenant, text).await?;
         let mut latest = self.lock();
         if latest.len() >= LATEST_MAX {
             latest.clear();
@@ -164,24 +247,9 @@ impl Latest {
 }
 
 async fn highest(gateway: &Gateway, tenant: &str, name: &str) -> Result<ModuleId, Problem> {
-    let begins = format!("{tenant}/{KIND}/{name}@");
-    params::light(tenant, KIND, &format!("{name}@"))?;
-    let of = ChildrenOf {
-        tenant: Some(tenant.to_owned()),
-        kind: Some(KIND.to_owned()),
-        after: Some(begins.clone()),
-        limit: LISTED_MAX,
-    };
-    let children = gateway.handle.children(of).await?;
-    let versions = children.items.iter();
-    let versions = versions.take_while(|listed| listed.child.as_str().starts_with(&begins));
-    let mut versions: Vec<ModuleId> = versions
-        .filter_map(|listed| ModuleId::from_str(listed.child.key()).ok())
-        .collect();
-    versions.sort_by(|a, b| {
-        let rank = |id: &ModuleId| (id.version().pre.is_empty(), id.version().clone());
-        rank(b).cmp(&rank(a))
-    });
+    let Versions { found, silent } = every_version(gateway, tenant, name).await?;
+    let mut versions: Vec<ModuleId> = found.iter().filter_map(id_of).collect();
+    versions.sort_by_cached_key(|id| Reverse((id.version().pre.is_empty(), id.version().clone())));
     for id in versions {
         let len = Ask::Read { offset: 0, len: 0 };
         match ask(gateway, &child(tenant, &id)?, &len, &[], LOOK_PATIENCE).await {
@@ -191,27 +259,58 @@ async fn highest(gateway: &Gateway, tenant: &str, name: &str) -> Result<ModuleId
             Err(problem) => return Err(problem),
         }
     }
-    let view = gateway.handle.view();
-    let silent: Vec<String> = children
-        .silent
-        .iter()
-        .map(|node| name_of(&view, *node))
-        .collect();
-    if !silent.is_empty() {
-        return Err(Problem::new(
-            Kind::Unavailable,
-            format!(
-                "no module `{name}` is known, and {} did not answer",
-                silent.join(", ")
-            ),
-        )
-        .hint("name its version: `NAME@VERSION` is asked for where it is"));
+    Err(no_version(tenant, name, &silent))
+}
+
+/// The versions of a module that somebody began to push, and the nodes that did not answer.
+struct Versions {
+    found: Vec<Listed>,
+    silent: Vec<String>,
+}
+
+async fn every_version(gateway: &Gateway, tenant: &str, name: &str) -> Result<Versions, Problem> {
+    // Any version will do to see whether the name is one.
+    ModuleId::new(name, "0.0.0").map_err(bad_id)?;
+    let begin = params::light(tenant, KIND, &format!("{name}@"))?;
+    let (mut after, mut found, mut silent) = (begin.clone(), Vec::new(), BTreeSet::new());
+    for _ in 0..VERSION_PAGES {
+        let of = ChildrenOf {
+            tenant: Some(tenant.to_owned()),
+            kind: Some(KIND.to_owned()),
+            after: Some(after.to_string()),
+            limit: LISTED_MAX,
+        };
+        let page = gateway.handle.children(of).await?;
+        silent.extend(page.silent);
+        let is_one = |listed: &Listed| listed.child.as_str().starts_with(begin.as_str());
+        let last = page.items.last().filter(|last| page.more && is_one(last));
+        let next = last.map(|last| last.child.clone());
+        found.extend(page.items.into_iter().filter(is_one));
+        match next {
+            Some(next) => after = next,
+            None => break,
+        }
     }
-    Err(Problem::new(
+    let view = gateway.handle.view();
+    let silent = silent.into_iter().map(|node| name_of(&view, node));
+    let silent = silent.collect();
+    Ok(Versions { found, silent })
+}
+
+fn no_version(tenant: &str, name: &str, silent: &[String]) -> Problem {
+    if !silent.is_empty() {
+        let silent = silent.join(", ");
+        return Problem::new(
+            Kind::Unavailable,
+            format!("no module `{name}` is known, and {silent} did not answer"),
+        )
+        .hint("name its version: `NAME@VERSION` is asked for where it is");
+    }
+    Problem::new(
         Kind::NotFound,
         format!("tenant `{tenant}` has no module `{name}`"),
     )
-    .hint("`understudy module list` shows what there is; `understudy module push FILE NAME@VERSION` adds one"))
+    .hint("`understudy module list` shows what there is; `understudy module push FILE NAME@VERSION` adds one")
 }
 
 /// Sends a body to the module's child: what it then is, and whether it was so before.
@@ -238,7 +337,12 @@ async fn take(
         Problem::new(Kind::Overloaded, "too many modules are pushed at a time")
             .hint("say its SHA-256 (`?sha256=`), and it need not be held here")
     })?;
-    let wasm = parts.whole().await?;
+    let whole = tokio::time::timeout(WHOLE_PATIENCE, parts.whole()).await;
+    let wasm = whole.map_err(|_| {
+        let detail = format!("the body did not come within {WHOLE_PATIENCE:?}");
+        Problem::new(Kind::Invalid, detail)
+            .hint("say its SHA-256 (`?sha256=`), and it may come as slowly as it does")
+    })??;
     let module = tokio::task::spawn_blocking(move || Module::new(wasm)).await;
     let module = module.map_err(|_| Problem::new(Kind::Unavailable, "it could not be read"))?;
     if let Some(wanted) = wanted.filter(|wanted| *wanted != module.sha256()) {
@@ -477,22 +581,25 @@ fn base64(text: &str) -> Option<[u8; 32]> {
 }
 
 fn shown(tenant: &str, id: &ModuleId, node: Option<String>, told: Told) -> api::Module {
-    let state = match told.state {
-        Stage::Empty => "empty",
-        Stage::Uploading => "uploading",
-        Stage::Sealed => "sealed",
-    };
     api::Module {
         id: id.to_string(),
         tenant: tenant.to_owned(),
         name: id.name().to_owned(),
         version: id.version().to_string(),
-        state: state.to_owned(),
+        state: state(told.state).to_owned(),
         node,
         sha256: told.sha256.map(|sha256| sha256.to_string()),
         bytes: told.sha256.map(|_| told.bytes),
         received: told.sha256.map(|_| told.received),
         about: told.about,
+    }
+}
+
+fn state(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Empty => "empty",
+        Stage::Uploading => "uploading",
+        Stage::Sealed => "sealed",
     }
 }
 
@@ -503,7 +610,7 @@ fn unknown(node: &str, listed: &Listed, id: &ModuleId) -> api::Module {
         tenant: listed.child.tenant().to_owned(),
         name: id.name().to_owned(),
         version: id.version().to_string(),
-        state: "unknown".to_owned(),
+        state: UNKNOWN.to_owned(),
         node: Some(node.to_owned()),
         sha256: None,
         bytes: None,
@@ -512,8 +619,8 @@ fn unknown(node: &str, listed: &Listed, id: &ModuleId) -> api::Module {
     }
 }
 
-fn view_name(view: &understudy_control::handle::View, listed: &Listed) -> String {
-    name_of(view, listed.node)
+fn id_of(listed: &Listed) -> Option<ModuleId> {
+    ModuleId::from_str(listed.child.key()).ok()
 }
 
 fn child(tenant: &str, id: &ModuleId) -> Result<ChildId, Problem> {
@@ -543,8 +650,17 @@ fn too_large(bytes: u64) -> Problem {
     .hint("strip it (`wasm-strip`, `-s`), or split it")
 }
 
+/// The state of a module whose owner did not answer.
+const UNKNOWN: &str = "unknown";
+
+/// How many pages of one module's versions are read: ten thousand versions.
+const VERSION_PAGES: usize = 10;
+
 /// The longest module.
 pub const MODULE_BYTES_MAX: usize = Limits::NODE.bytes;
+
+/// How long a body may take that is held here while it comes: its place is kept from others.
+const WHOLE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long one part may take to be on every replica, a failover of the module's owner included.
 const PART_PATIENCE: Duration = Duration::from_secs(30);

@@ -365,14 +365,21 @@ pub enum Module {
         #[arg(long, default_value = params::TENANT, value_parser = tenant)]
         tenant: String,
     },
-    /// Every module, its hash and where it is
+    /// Every module, or the versions of one, with its hash and where it is
     #[command(after_help = "Examples:
   understudy module list
+  understudy module list hash
   understudy module list --tenant acme --json")]
     List {
-        /// Only those of this tenant
+        /// The versions of this one, newest first; every module without it
+        #[arg(value_parser = module_name)]
+        name: Option<String>,
+        /// Only those of this tenant; versions are those of `default` unless it says otherwise
         #[arg(long, value_parser = tenant)]
         tenant: Option<String>,
+        /// Also what was never whole: pushes that broke off or were refused
+        #[arg(long)]
+        all: bool,
     },
     /// What a module imports, exports and needs
     #[command(after_help = "Example:
@@ -629,6 +636,13 @@ fn span(text: &str) -> Result<Duration, String> {
 
 fn module(text: &str) -> Result<ModuleId, String> {
     text.parse::<ModuleId>().map_err(|error| error.to_string())
+}
+
+fn module_name(text: &str) -> Result<String, String> {
+    match text.split_once('@') {
+        Some((name, _)) => Err(format!("a name has no version: `{name}`")),
+        None => module_or_name(text),
+    }
 }
 
 fn module_or_name(text: &str) -> Result<String, String> {

@@ -183,11 +183,12 @@ async fn every<T: serde::de::DeserializeOwned>(
         );
         let ask = Ask::get(format!("{path}?{}", query.join("&"))).wait(Some(LISTING));
         let (page, _) = asked.client.read::<api::Listing<T>>(&ask).await?;
-        let grew = !page.items.is_empty();
+        // A page may be empty and not the last: what is on it was not asked for.
+        let goes_on = page.next.is_some() && page.next != all.next;
         all.items.extend(page.items);
         all.silent.extend(page.silent);
         all.next = page.next;
-        if all.next.is_none() || !grew {
+        if !goes_on {
             all.silent.sort();
             all.silent.dedup();
             return Ok(all);

@@ -58,6 +58,7 @@ fn every_command_is_understood() {
         "understudy child list --kind counter --tenant t1",
         "understudy module push a.wasm hash@1.2.0-rc.1 --tenant acme",
         "understudy module list --tenant acme --json",
+        "understudy module list hash --all",
         "understudy module inspect hash@1.2.0",
         "understudy sandbox create s --module hash --policy p.json --durability interval",
         "understudy sandbox create s --module hash@1.0.0 --durability interval=250ms",

@@ -54,8 +54,14 @@ pub(super) async fn module(
             let pushing = asked.show(&ask, print::pushed);
             with_progress(screen, &sent, bytes, pushing).await
         }
-        Module::List { tenant } => {
-            let modules = every(asked, "/v1/modules", &[("tenant", tenant)]).await?;
+        Module::List { name, tenant, all } => {
+            let path = match name {
+                Some(name) => format!("/v1/modules/{}", segment(name)),
+                None => "/v1/modules".to_owned(),
+            };
+            let state = all.then(|| "all".to_owned());
+            let filters = [("tenant", tenant), ("state", &state)];
+            let modules = every(asked, &path, &filters).await?;
             Ok(shown(asked, &modules, print::modules))
         }
         Module::Inspect { id, tenant } => {
