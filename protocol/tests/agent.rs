@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use understudy_protocol::cluster::agent::{Action, Agent, AgentSettings, Event, Granted};
-use understudy_protocol::cluster::calls::KEY_KEPT;
+use understudy_protocol::cluster::calls::{KEY_KEPT, Sealing};
 use understudy_protocol::cluster::replication::{
     Opened, Replica, ReplicaAction, ReplicaEvent, UnitView, Write,
 };
@@ -45,6 +45,7 @@ impl World {
             passivate_after: Duration::from_secs(600),
             work_limit: Duration::from_secs(5),
             snapshot_every,
+            sealing: Sealing::default(),
         };
         let mut world = World {
             now: Time::from_millis(1),
@@ -110,7 +111,7 @@ impl World {
                     call: envelope.call,
                     answer: Bytes::from_static(b"done").into(),
                     effect: Some(envelope.body.into()),
-                    state: snapshot.then(|| vec![7; self.state].into()),
+                    state: snapshot.map(|_| vec![7; self.state].into()),
                     durable: true,
                 }),
                 Action::Reply(reply) => self.outcomes.push(reply.outcome),

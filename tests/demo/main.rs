@@ -135,10 +135,7 @@ async fn run(asked: &Asked) -> Result<()> {
         cluster.client().clone(),
         cluster.urls(),
         SANDBOXES,
-        match asked.rounds {
-            1 => USER_PAUSE,
-            _ => LONG_USER_PAUSE,
-        },
+        USER_PAUSE,
     )
     .await?;
     println!(
@@ -369,10 +366,6 @@ const SANDBOXES: usize = 4;
 
 /// Between two calls of one sandbox: a minute of them.
 const USER_PAUSE: Duration = Duration::from_millis(200);
-
-/// The same when there are several rounds: a child takes 512 keyed calls in ten minutes, since it
-/// remembers each for so long.
-const LONG_USER_PAUSE: Duration = Duration::from_millis(1_250);
 
 /// Clean running before the next fault (V2).
 const CLEAN: Duration = Duration::from_secs(10);

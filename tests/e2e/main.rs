@@ -11,6 +11,7 @@ mod faults;
 mod input;
 mod large;
 mod links;
+mod remembered;
 mod sandbox;
 mod story;
 mod table;

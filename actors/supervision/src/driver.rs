@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use ractor::concurrency::JoinHandle;
 use ractor::{ActorRef, ActorRuntime, SpawnErr};
 use tokio::runtime::Handle;
@@ -38,7 +39,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use understudy_protocol::id::ChildId;
 use understudy_protocol::supervision::Exit;
-use understudy_protocol::wire::content::Content;
+use understudy_protocol::wire::content::{Content, Parts, Pieces};
 use understudy_protocol::wire::envelope::{CallId, Envelope};
 
 pub use crate::kinds::{About, Kinds};
@@ -60,6 +61,13 @@ pub const KILL_PATIENCE: Duration = Duration::from_secs(1);
 /// What became of what the driver was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DriverEvent {
+    /// Of the calls that the child remembers this is the next piece; said before it is up.
+    Recalled {
+        /// Whose.
+        child: ChildId,
+        /// The piece.
+        piece: Bytes,
+    },
     /// The child is up.
     Started(ChildId),
     /// The child has carried a call out.
@@ -172,10 +180,17 @@ impl Driver {
         }
     }
 
-    /// Starts a child from its base and the steps after it. Ends in [`DriverEvent::Started`] and, at
+    /// Starts a child from its base and the steps after it; what it remembers, if it stands in
+    /// `calls`, is told in [`DriverEvent::Recalled`], piece by piece. Ends in [`DriverEvent::Started`] and, at
     /// once or later, in exactly one [`DriverEvent::Ended`]. A child that has not ended is not started
     /// again: that is logged, and the running one goes on.
-    pub fn start(&mut self, child: ChildId, base: Option<Content>, steps: Vec<Content>) {
+    pub fn start(
+        &mut self,
+        child: ChildId,
+        base: Option<Content>,
+        steps: Vec<Content>,
+        calls: Option<Pieces>,
+    ) {
         self.forget_ended();
         if self.children.get(&child).is_some_and(Running::is_up) {
             tracing::error!(%child, "started while it is up: ignored");
@@ -193,6 +208,7 @@ impl Driver {
             child: child.clone(),
             kind,
             recorded: (base, steps),
+            calls,
             values: self.values.clone(),
             events: self.events.clone(),
             busy: busy.clone(),
@@ -225,9 +241,9 @@ impl Driver {
     }
 
     /// Hands a call to the child; with `snapshot`, its whole state is handed back too if it takes a
-    /// step. Ends in [`DriverEvent::Executed`] or [`DriverEvent::Ended`]. A child that has ended
+    /// step, and what `snapshot` holds is kept before. Ends in [`DriverEvent::Executed`] or [`DriverEvent::Ended`]. A child that has ended
     /// ignores it, since its end is on its way; one at work refuses a second call: that is logged.
-    pub fn execute(&mut self, child: &ChildId, envelope: Envelope, snapshot: bool) {
+    pub fn execute(&mut self, child: &ChildId, envelope: Envelope, snapshot: Option<Parts>) {
         let Some(running) = self.children.get(child).filter(|running| running.is_up()) else {
             return;
         };
@@ -243,7 +259,7 @@ impl Driver {
 
     /// Prods the child, as [`Driver::execute`] hands it a call. Ends in [`DriverEvent::Prodded`] or
     /// [`DriverEvent::Ended`].
-    pub fn prod(&mut self, child: &ChildId, snapshot: bool) {
+    pub fn prod(&mut self, child: &ChildId, snapshot: Option<Parts>) {
         let Some(running) = self.children.get(child).filter(|running| running.is_up()) else {
             return;
         };

@@ -11,7 +11,7 @@ use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use understudy_protocol::wire::content::{Content, INLINE_MAX, PieceName, Pieces};
+use understudy_protocol::wire::content::{Content, INLINE_MAX, Parts, PieceName, Pieces};
 
 pub use crate::kinds::BoxFuture;
 
@@ -20,6 +20,9 @@ pub trait Values: Send + Sync + 'static {
     /// Cuts the value and keeps its pieces: they are flushed in the node's own store when this is
     /// `Ok`. They may be removed again some minutes later, unless a record names them by then.
     fn keep(&self, value: Bytes) -> BoxFuture<'_, Result<Pieces, KeepError>>;
+
+    /// Keeps what was cut already, as [`Values::keep`] does.
+    fn keep_parts(&self, parts: Parts) -> BoxFuture<'_, Result<(), KeepError>>;
 
     /// The value of these pieces, from the node's own store or from other nodes'.
     fn fetch(&self, pieces: Pieces) -> BoxFuture<'_, Result<Bytes, FetchError>>;
@@ -136,6 +139,18 @@ impl Values for MemoryValues {
                 lock(&self.kept).extend(cut.parts);
                 cut.pieces
             }),
+        };
+        Box::pin(ready(kept))
+    }
+
+    fn keep_parts(&self, parts: Parts) -> BoxFuture<'_, Result<(), KeepError>> {
+        let refused = lock(&self.refuses).clone();
+        let kept = match refused {
+            Some(reason) => Err(KeepError::Refused(reason)),
+            None => {
+                lock(&self.kept).extend(parts);
+                Ok(())
+            }
         };
         Box::pin(ready(kept))
     }

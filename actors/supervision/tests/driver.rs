@@ -50,7 +50,7 @@ impl Stage {
 
     async fn up(&mut self, child: &str) -> ChildId {
         let child = id(child);
-        self.driver.start(child.clone(), None, Vec::new());
+        self.driver.start(child.clone(), None, Vec::new(), None);
         assert_eq!(self.next().await, DriverEvent::Started(child.clone()));
         child
     }
@@ -59,6 +59,7 @@ impl Stage {
         self.calls += 1;
         let envelope = envelope(self.calls, child, body);
         let call = envelope.call;
+        let snapshot = snapshot.then(Vec::new);
         self.driver.execute(child, envelope, snapshot);
         call
     }
@@ -126,7 +127,7 @@ async fn a_counter_goes_on_from_its_base_and_the_steps_after_it() {
     let steps = vec![bytes("5"), bytes("-2")];
     stage
         .driver
-        .start(child.clone(), Some(bytes("100")), steps.clone());
+        .start(child.clone(), Some(bytes("100")), steps.clone(), None);
     assert_eq!(stage.next().await, DriverEvent::Started(child.clone()));
     assert_eq!(stage.answer(&child, "get").await, "103");
 }
@@ -190,7 +191,9 @@ async fn a_checkpoint_that_the_kind_did_not_write_ends_the_start() {
         (Some("9223372036854775807"), vec!["1"]),
     ] {
         let steps = steps.into_iter().map(bytes).collect();
-        stage.driver.start(child.clone(), base.map(bytes), steps);
+        stage
+            .driver
+            .start(child.clone(), base.map(bytes), steps, None);
         let (exit, reason) = stage.end_of(&child).await;
         assert_eq!(exit, Exit::Abnormal);
         assert!(reason.contains("checkpoint cannot be read"), "{reason}");
@@ -284,7 +287,7 @@ async fn a_child_that_is_up_is_not_started_again() {
     let mut stage = Stage::new(Kinds::new());
     let child = stage.up("t/counter/a").await;
     assert_eq!(stage.answer(&child, "add 7").await, "7");
-    stage.driver.start(child.clone(), None, Vec::new());
+    stage.driver.start(child.clone(), None, Vec::new(), None);
     stage.silence().await;
     assert_eq!(stage.answer(&child, "get").await, "7");
 }
@@ -293,7 +296,7 @@ async fn a_child_that_is_up_is_not_started_again() {
 async fn an_unknown_kind_is_refused_with_the_names_of_the_known() {
     let mut stage = Stage::new(Kinds::new());
     let child = id("t/abacus/a");
-    stage.driver.start(child.clone(), None, Vec::new());
+    stage.driver.start(child.clone(), None, Vec::new(), None);
     let (exit, reason) = stage.end_of(&child).await;
     assert_eq!(exit, Exit::Abnormal);
     assert_eq!(
@@ -314,13 +317,14 @@ async fn an_event_that_waits_for_room_holds_up_its_own_child_alone() {
     let children: Vec<ChildId> = (0..100).map(|n| id(&format!("t/counter/{n}"))).collect();
     // None of these waits, though nobody receives.
     for child in &children {
-        stage.driver.start(child.clone(), None, Vec::new());
+        stage.driver.start(child.clone(), None, Vec::new(), None);
         stage.ask(child, "add 1", false);
         stage.driver.stop(child);
     }
     let mut heard: BTreeMap<ChildId, Vec<&str>> = BTreeMap::new();
     for _ in 0..3 * children.len() {
         let (child, what) = match stage.next().await {
+            DriverEvent::Recalled { child, .. } => (child, "recalled"),
             DriverEvent::Started(child) => (child, "started"),
             DriverEvent::Executed { child, .. } => (child, "executed"),
             DriverEvent::Unkept { child, .. } => (child, "unkept"),
@@ -391,7 +395,7 @@ async fn panics_in_start_snapshot_stop_and_drop_end_the_child_alone() {
     let mut stage = Stage::new(Kinds::new().with("awkward", Awkward(in_memory.clone())));
 
     let child = id("@t/awkward/panics");
-    stage.driver.start(child.clone(), None, Vec::new());
+    stage.driver.start(child.clone(), None, Vec::new(), None);
     let ended = stage.end_of(&child).await;
     assert_eq!(ended, (Exit::Abnormal, "it panicked: no start".to_owned()));
 
@@ -421,7 +425,7 @@ async fn panics_in_start_snapshot_stop_and_drop_end_the_child_alone() {
 async fn a_start_that_hangs_is_killed_when_it_is_stopped() {
     let mut stage = Stage::new(Kinds::new().with("awkward", Awkward(Arc::default())));
     let child = id("@t/awkward/hangs");
-    stage.driver.start(child.clone(), None, Vec::new());
+    stage.driver.start(child.clone(), None, Vec::new(), None);
     stage.driver.stop(&child);
     let (exit, reason) = stage.end_of(&child).await;
     assert_eq!(exit, Exit::Abnormal);
@@ -436,7 +440,7 @@ async fn a_kind_that_needs_a_unit_of_its_own_is_refused_under_a_light_id() {
     assert_eq!(about.restart, RestartType::Temporary);
     let mut stage = Stage::new(kinds);
     let child = id("t/awkward/a");
-    stage.driver.start(child.clone(), None, Vec::new());
+    stage.driver.start(child.clone(), None, Vec::new(), None);
     let (_, reason) = stage.end_of(&child).await;
     assert_eq!(
         reason,
@@ -560,7 +564,7 @@ async fn ten_thousand_children_start_work_and_stop() {
     let before = resident_bytes();
     let began = Instant::now();
     for child in &children {
-        stage.driver.start(child.clone(), None, Vec::new());
+        stage.driver.start(child.clone(), None, Vec::new(), None);
     }
     for _ in &children {
         assert!(matches!(stage.next().await, DriverEvent::Started(_)));
@@ -650,7 +654,7 @@ async fn long_bytes_leave_in_pieces_and_the_next_start_has_every_byte_of_them() 
         ("c", Some(state.clone()), steps[after..].to_vec()),
     ] {
         let child = id(&format!("t/testing-large/{name}"));
-        stage.driver.start(child.clone(), base, steps);
+        stage.driver.start(child.clone(), base, steps, None);
         assert_eq!(stage.next().await, DriverEvent::Started(child.clone()));
         stage.ask(&child, "read 0 300", false);
         let DriverEvent::Executed { answer, .. } = stage.next().await else {
@@ -664,7 +668,9 @@ async fn long_bytes_leave_in_pieces_and_the_next_start_has_every_byte_of_them() 
 
     values.forget();
     let child = id("t/testing-large/d");
-    stage.driver.start(child.clone(), Some(state), Vec::new());
+    stage
+        .driver
+        .start(child.clone(), Some(state), Vec::new(), None);
     let (exit, reason) = stage.end_of(&child).await;
     assert_eq!(exit, Exit::Abnormal);
     assert!(reason.contains("not to be had"), "{reason}");
@@ -762,7 +768,7 @@ async fn a_child_is_prodded_when_it_wants_to_be_and_hands_out_what_it_held() {
     assert_eq!(stage.next().await, DriverEvent::Prod(child.clone()));
     let call = stage.ask(&child, "add 1", false);
     assert_eq!(stage.next().await, loose(call, "8"));
-    stage.driver.prod(&child, true);
+    stage.driver.prod(&child, Some(Vec::new()));
     let prodded = |effect: Option<&str>, state: Option<&str>| DriverEvent::Prodded {
         child: id("t/testing-loose/a"),
         effect: effect.map(bytes),
@@ -771,7 +777,7 @@ async fn a_child_is_prodded_when_it_wants_to_be_and_hands_out_what_it_held() {
     };
     // It wanted it twice before it came: that was said once.
     assert_eq!(stage.next().await, prodded(Some("8"), Some("8")));
-    stage.driver.prod(&child, true);
+    stage.driver.prod(&child, Some(Vec::new()));
     assert_eq!(stage.next().await, prodded(None, None));
     stage.driver.stop(&child);
     assert_eq!(stage.end_of(&child).await.0, Exit::Shutdown);

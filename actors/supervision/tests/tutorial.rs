@@ -113,7 +113,12 @@ async fn a_driver_runs_it() {
     let (sender, mut events) = mpsc::channel(16);
     let mut driver = Driver::new(Kinds::new().with("poll", Poll), sender);
     let child = ChildId::parse("acme/poll/best-language").unwrap();
-    driver.start(child.clone(), None, vec![Bytes::from_static(b"ada").into()]);
+    driver.start(
+        child.clone(),
+        None,
+        vec![Bytes::from_static(b"ada").into()],
+        None,
+    );
     assert_eq!(events.recv().await, Some(DriverEvent::Started(child)));
 }
 

@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use understudy_protocol::id::{IncarnationId, NodeId, StoreId};
-use understudy_protocol::wire::content::{NotTheValue, Pieces};
+use understudy_protocol::wire::content::{NotTheValue, Parts, Pieces};
 use understudy_protocol::wire::replica::{ReplicaAnswer, ReplicaRequest};
 use understudy_store::{ChunkName, Chunks, ReplicaThread};
 use understudy_supervision::clock;
@@ -125,6 +125,10 @@ impl Values for Contents {
         Box::pin(self.shared.keep(value))
     }
 
+    fn keep_parts(&self, parts: Parts) -> BoxFuture<'_, Result<(), KeepError>> {
+        Box::pin(self.shared.keep_cut(move || Ok((parts, ()))))
+    }
+
     fn fetch(&self, pieces: Pieces) -> BoxFuture<'_, Result<Bytes, FetchError>> {
         Box::pin(self.shared.fetch(pieces))
     }
@@ -142,18 +146,30 @@ impl ContentsTask {
 
 impl Shared {
     async fn keep(&self, value: Bytes) -> Result<Pieces, KeepError> {
+        self.keep_cut(move || {
+            let cut = Pieces::cut(&value)?;
+            Ok((cut.parts, cut.pieces))
+        })
+        .await
+    }
+
+    /// Keeps what `cut` says, where it may take its time; then what it says besides is true.
+    async fn keep_cut<T: Send + 'static>(
+        &self,
+        cut: impl FnOnce() -> Result<(Parts, T), KeepError> + Send + 'static,
+    ) -> Result<T, KeepError> {
         let refused = |error: &dyn std::fmt::Display| KeepError::Refused(error.to_string());
         let permit = self.values.acquire().await;
         let _permit = permit.map_err(|error| refused(&error))?;
         let chunks = self.config.chunks.clone();
         let kept = tokio::task::spawn_blocking(move || {
-            let mut cut = Pieces::cut(&value)?;
-            let missing = chunks.missing(cut.parts.iter().map(|(name, _)| *name));
-            cut.parts.retain(|(name, _)| missing.contains(name));
-            metrics::counter!("understudy_chunks_written_total").increment(cut.parts.len() as u64);
-            let written = chunks.put_all(&cut.parts);
+            let (mut parts, cut) = cut()?;
+            let missing = chunks.missing(parts.iter().map(|(name, _)| *name));
+            parts.retain(|(name, _)| missing.contains(name));
+            metrics::counter!("understudy_chunks_written_total").increment(parts.len() as u64);
+            let written = chunks.put_all(&parts);
             written.map_err(|error| KeepError::Refused(error.to_string()))?;
-            Ok(cut.pieces)
+            Ok(cut)
         });
         kept.await.unwrap_or_else(|error| Err(refused(&error)))
     }

@@ -356,6 +356,7 @@ impl Core {
 
     fn on_child(&mut self, event: DriverEvent) {
         let event = match event {
+            DriverEvent::Recalled { child, piece } => agent::Event::Recalled { child, piece },
             DriverEvent::Started(child) => agent::Event::Started(child),
             DriverEvent::Executed {
                 child,

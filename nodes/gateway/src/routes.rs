@@ -25,7 +25,7 @@ use understudy_control::handle::{Answered, CallError, Handle, View};
 use understudy_control::listing::{Children, ChildrenOf, LISTED_MAX};
 use understudy_protocol::id::{ChildId, NodeId};
 use understudy_protocol::wire::envelope::KEY_BYTES_MAX;
-use understudy_protocol::wire::record::BODY_BYTES_MAX;
+use understudy_protocol::wire::codec::CALL_BODY_BYTES_MAX;
 
 use crate::problem::{Kind, Problem, not_formed};
 use crate::token::Token;
@@ -435,7 +435,7 @@ async fn call(
     let until = Instant::now() + patience;
     let body = whole(body, CALL_BODY_MAX).await.map_err(|problem| match problem.kind {
         Kind::TooLarge => problem.hint(
-            "a call and what it changes must fit one record: put more under a name and send the name",
+            "put more under a name and send the name, or send it in several calls",
         ),
         _ => problem,
     })?;
@@ -651,9 +651,9 @@ fn with_status(status: StatusCode, body: impl serde::Serialize) -> Response {
     (status, Json(body)).into_response()
 }
 
-/// The longest body of a call to a child. A record takes 64 KiB, and a step holds the call's effect
-/// beside its answer.
-pub const CALL_BODY_MAX: usize = BODY_BYTES_MAX / 2;
+/// The longest body of a call to a child: what a node takes. A step that is longer than a record goes
+/// into pieces.
+pub const CALL_BODY_MAX: usize = CALL_BODY_BYTES_MAX;
 
 /// The longest body of JSON: labels of a unit at their limits, with room.
 const JSON_BODY_MAX: usize = 64 * 1024;

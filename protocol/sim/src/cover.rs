@@ -59,6 +59,9 @@ paths! {
     MinorityFroze = "a call that reached a node without a lease",
     Hung = "a hung child killed",
     RolledBack = "a child rolled back",
+    CallsRecalled = "a child started with calls that stood in pieces",
+    PiecesPulled = "a store that fetched the pieces that a record names",
+    PieceFilled = "a piece filled with remembered calls",
     LateMessageAfterRestart = "a request meant for an earlier start of a store",
     PowerLoss = "every node lost power at once",
 }

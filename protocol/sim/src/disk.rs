@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use bytes::Bytes;
 use understudy_protocol::cluster::directory::Entry;
 use understudy_protocol::cluster::replication::{CutMark, Opened, OpenedChain, SlotMap, Write};
 use understudy_protocol::id::{ChildId, Epoch, Seq, SlotRange};
+use understudy_protocol::wire::content::PieceName;
 use understudy_protocol::wire::heart::Ttl;
 use understudy_protocol::wire::record::Record;
 
@@ -20,6 +22,8 @@ pub struct Disk {
     pub raft: raft::Persisted<Entry>,
     /// What the store has flushed.
     pub store: Content,
+    /// What the store keeps beside its records, by name.
+    pub pieces: BTreeMap<PieceName, Bytes>,
     /// The longest TTL ever flushed as a limit (rule L3).
     pub limit: Ttl0,
     /// Raft's writes, oldest first.

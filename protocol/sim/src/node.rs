@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use understudy_protocol::cluster::agent::{Agent, AgentSettings};
+use understudy_protocol::cluster::calls::Sealing;
 use understudy_protocol::cluster::controller::Controller;
 use understudy_protocol::cluster::directory::{Directory, Entry};
 use understudy_protocol::cluster::lease::{LeaseHolder, LeaseVoter, Warden};
@@ -191,6 +192,11 @@ impl Process {
             passivate_after: Duration::from_secs(6),
             work_limit: Duration::from_secs(2),
             snapshot_every: 6,
+            // A handful of calls each, so that pieces fill up and go.
+            sealing: Sealing {
+                at_bytes: 200,
+                piece_bytes: 400,
+            },
         };
         Process {
             incarnation,

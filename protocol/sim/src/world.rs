@@ -17,6 +17,7 @@ use understudy_protocol::cluster::{agent, controller, replication};
 use understudy_protocol::id::{ChildId, IncarnationId, NodeId, StoreId};
 use understudy_protocol::machine::Machine;
 use understudy_protocol::wire::codec;
+use understudy_protocol::wire::content::{Parts, Pieces};
 use understudy_protocol::wire::envelope::{Envelope, Reply};
 use understudy_protocol::wire::heart::{DeathDigest, HeartMessage, Report};
 use understudy_protocol::wire::record::Record;
@@ -97,6 +98,7 @@ pub(crate) enum Happening {
         life: u64,
         child: ChildId,
         helper: u64,
+        calls: Option<Pieces>,
     },
     ChildDone {
         node: usize,
@@ -104,7 +106,7 @@ pub(crate) enum Happening {
         child: ChildId,
         helper: u64,
         envelope: Envelope,
-        snapshot: bool,
+        snapshot: Option<Parts>,
     },
     Reaped {
         node: usize,
@@ -522,7 +524,8 @@ impl World {
                 life,
                 child,
                 helper,
-            } => self.child_up(node, life, child, helper),
+                calls,
+            } => self.child_up(node, life, child, helper, calls),
             Happening::ChildDone {
                 node,
                 life,

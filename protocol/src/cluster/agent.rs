@@ -29,7 +29,7 @@ use minicbor::{Decode, Encode};
 
 pub use view::{Granted, granted};
 
-use super::calls::{Admission, Calls};
+use super::calls::{Admission, CALLS_ALWAYS, Calls, NODE_BYTES_MAX, Sealing};
 use super::directory::Command;
 use super::replication::{
     Leaving, Owner, OwnerAction, OwnerConfig, OwnerEvent, OwnerRefused, Phase,
@@ -40,11 +40,12 @@ use crate::rules::{Rule, keeps};
 use crate::supervision::{self, Exit, Intensity, Policy, RestartType, Strategy, Supervisor};
 use crate::time::Time;
 use crate::wire::codec::{CALL_BODY_BYTES_MAX, DecodeError, decode_exact};
-use crate::wire::content::{Content, Pieces, VALUE_BYTES_MAX};
+use crate::wire::content::{Content, Parts, Pieces, VALUE_BYTES_MAX};
 use crate::wire::envelope::{CallId, CallKey, Envelope, Outcome, Reply, Route};
+use crate::wire::older::Older;
 use crate::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind};
 use crate::wire::replica::{CHAIN_RECORDS_MAX, ReplicaAnswer, ReplicaRequest, Scope};
-use crate::wire::step::{Base, CALLS_MAX, Remembered, Step};
+use crate::wire::step::{Base, INLINE_CALLS_MAX, Remembered, Step};
 
 /// One node's units and their children.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +63,8 @@ pub struct Agent {
     /// Restarts of light children.
     light: Supervisor<ChildId>,
     lease_until: Time,
+    /// What the calls that its children remember take in memory, in bytes, about.
+    calls_bytes: usize,
     /// Children at work, by their unit; no unit where none is.
     working: BTreeMap<UnitId, usize>,
     /// Of the event that is being handled.
@@ -94,6 +97,9 @@ pub struct AgentSettings {
     /// [`SNAPSHOT_EVERY_MAX`].
     #[n(5)]
     pub snapshot_every: u64,
+    /// When remembered calls go into pieces.
+    #[cbor(n(6), default)]
+    pub sealing: Sealing,
 }
 
 /// What may happen to an agent. Numbered for the event log: see [`crate::journal`].
@@ -212,6 +218,16 @@ pub enum Event {
         #[n(3)]
         durable: bool,
     },
+    /// Of the remembered calls that the child is to be started with, this is the next piece.
+    #[n(15)]
+    Recalled {
+        /// Whose.
+        #[n(0)]
+        child: ChildId,
+        /// The piece.
+        #[cbor(n(1), with = "crate::wire::cbor_bytes")]
+        piece: Bytes,
+    },
 }
 
 /// How a shard may be reshaped (S2).
@@ -240,7 +256,8 @@ pub enum Action {
     },
     /// Have this committed.
     Propose(Command),
-    /// Start the child from its records, then say [`Event::Started`] or [`Event::Ended`].
+    /// Start the child from its records, then say [`Event::Started`] or [`Event::Ended`]. Before it has
+    /// started say [`Event::Recalled`] for each piece of its calls, in order.
     Start {
         /// Which.
         child: ChildId,
@@ -248,6 +265,8 @@ pub enum Action {
         base: Option<Content>,
         /// In order.
         steps: Vec<Content>,
+        /// What it remembers beside that.
+        calls: Option<Pieces>,
     },
     /// Hand the call to the child, then say [`Event::Executed`] or [`Event::Ended`].
     Execute {
@@ -255,15 +274,15 @@ pub enum Action {
         child: ChildId,
         /// The call.
         envelope: Envelope,
-        /// Hand back the whole state too.
-        snapshot: bool,
+        /// Hand back the whole state too, and keep these before.
+        snapshot: Option<Parts>,
     },
     /// Prod the child, then say [`Event::Prodded`] or [`Event::Ended`].
     Prod {
         /// Which.
         child: ChildId,
-        /// Hand back the whole state too, if it takes a step.
-        snapshot: bool,
+        /// Hand back the whole state too, if it takes a step, and keep these before.
+        snapshot: Option<Parts>,
     },
     /// Stop the child, then say [`Event::Ended`].
     Stop(ChildId),
@@ -339,8 +358,11 @@ struct Host {
     was_prodded: bool,
     /// What it has done since its last step is in no record.
     is_loose: bool,
-    /// Calls among that.
+    /// Calls among that, and what they take in the step that will hold them, in bytes.
     loose: BTreeSet<CallKey>,
+    loose_bytes: usize,
+    /// What its calls were last counted with among those of all.
+    calls_bytes: usize,
     /// Bytes of the steps since the last snapshot: all of them are read by the next start.
     replayed_bytes: u64,
     used: Time,
@@ -401,6 +423,7 @@ impl Agent {
             parting: BTreeMap::new(),
             light: Supervisor::new(light_policy()),
             lease_until: Time::ZERO,
+            calls_bytes: 0,
             working: BTreeMap::new(),
             now: Time::ZERO,
             due: BTreeSet::new(),
@@ -618,12 +641,14 @@ impl Agent {
             unit,
             state: State::Down,
             mailbox: VecDeque::new(),
-            calls: Calls::default(),
+            calls: Calls::new(self.settings.sealing),
             held: VecDeque::new(),
             wants_prod: false,
             was_prodded: false,
             is_loose: false,
             loose: BTreeSet::new(),
+            loose_bytes: 0,
+            calls_bytes: 0,
             replayed_bytes: 0,
             used: now,
             due: None,
@@ -672,29 +697,66 @@ impl Agent {
             self.drop_hosts_named(&child);
             return;
         }
-        host.calls = Calls::default();
-        let Ok((base, steps)) = read_bodies(now, kept, &records, &mut host.calls) else {
-            // Going on without a part of its history would be another child's history.
-            let unit = host.unit;
-            for waiting in core::mem::take(&mut host.mailbox) {
-                self.reply(waiting.envelope.call, Outcome::Unavailable);
-            }
-            self.drop_hosts_named(&child);
-            if self.owners.get(&unit).is_some_and(is_dedicated) {
-                self.leave(now, unit, Leaving::Exit(Exit::Abnormal));
-            }
-            return;
+        host.calls = Calls::new(self.settings.sealing);
+        let Ok((base, steps, older)) = read_bodies(now, kept, &records, &mut host.calls) else {
+            return self.give_up(now, &child);
         };
         host.state = State::Starting;
         host.replayed_bytes = steps.iter().map(Content::length).sum();
-        self.actions.push_back(Action::Start { child, base, steps });
+        self.actions.push_back(Action::Start {
+            child,
+            base,
+            steps,
+            calls: older.map(|older| older.calls),
+        });
+    }
+
+    /// Its records cannot be read. Going on without a part of its history would be another child's
+    /// history.
+    fn give_up(&mut self, now: Time, child: &ChildId) {
+        let Some(host) = self.children.get_mut(child) else {
+            return;
+        };
+        let unit = host.unit;
+        for waiting in core::mem::take(&mut host.mailbox) {
+            self.reply(waiting.envelope.call, Outcome::Unavailable);
+        }
+        self.drop_hosts_named(child);
+        if self.owners.get(&unit).is_some_and(is_dedicated) {
+            self.leave(now, unit, Leaving::Exit(Exit::Abnormal));
+        }
+    }
+
+    fn on_recalled(&mut self, now: Time, child: &ChildId, piece: &[u8]) -> Result<(), Refused> {
+        let kept = self.settings.key_kept;
+        let host = self.children.get_mut(child).ok_or(Refused::NotExpected)?;
+        if host.state != State::Starting || host.calls.is_recalled() {
+            return Err(Refused::NotExpected);
+        }
+        let unit = host.unit;
+        if host.calls.recall(now, piece, kept).is_err() {
+            self.give_up(now, child);
+            self.drive(now, unit);
+            return Ok(());
+        }
+        self.count_calls(child);
+        Ok(())
+    }
+
+    /// Counts what the child's calls take now.
+    fn count_calls(&mut self, child: &ChildId) {
+        if let Some(host) = self.children.get_mut(child) {
+            let bytes = host.calls.memory_bytes();
+            let before = core::mem::replace(&mut host.calls_bytes, bytes);
+            self.calls_bytes = self.calls_bytes - before + bytes;
+        }
     }
 
     fn on_started(&mut self, now: Time, child: ChildId) -> Result<(), Refused> {
         let host = self
             .children
             .get_mut(&child)
-            .filter(|host| host.state == State::Starting);
+            .filter(|host| host.state == State::Starting && host.calls.is_recalled());
         let host = host.ok_or(Refused::NotExpected)?;
         host.state = State::Ready;
         host.used = now;
@@ -715,6 +777,8 @@ impl Agent {
     /// Takes the child's next calls until one is being carried out or none is left.
     fn work(&mut self, now: Time, child: &ChildId) {
         loop {
+            self.count_calls(child);
+            let crowded = self.calls_bytes >= NODE_BYTES_MAX;
             let Some(host) = self.children.get_mut(child) else {
                 return;
             };
@@ -747,11 +811,15 @@ impl Agent {
                 continue;
             }
             let held_full = host.held.len() >= HELD_MAX;
-            let full = held_full || owner.chain_len(child) + RECORDS_PER_CALL > CHAIN_RECORDS_MAX;
+            let loose_full = host.loose.len() >= LOOSE_MAX || host.loose_bytes >= LOOSE_BYTES_MAX;
+            let full = held_full
+                || loose_full
+                || owner.chain_len(child) + RECORDS_PER_CALL > CHAIN_RECORDS_MAX;
             let every = self.settings.snapshot_every.min(SNAPSHOT_EVERY_MAX);
             let due_snapshot = owner.since_snapshot(child) + 1 >= every
                 || host.replayed_bytes >= REPLAYED_BYTES_MAX;
-            match host.calls.admit(now, &envelope.key, envelope.request_hash) {
+            let (key, request_hash) = (&envelope.key, envelope.request_hash);
+            match host.calls.admit(now, key, request_hash, crowded) {
                 // I5: who asks again and again waits for the same records.
                 Admission::Answered { .. } if held_full => {
                     let retry_after_ms = RETRY_AFTER_MS;
@@ -776,8 +844,9 @@ impl Agent {
                     let unit = host.unit;
                     let at = now + self.settings.work_limit;
                     host.look_again(&mut self.due, child, at);
+                    let snapshot = due_snapshot.then(|| host.calls.seal(now, &host.loose));
                     self.begin_work(unit);
-                    let (child, snapshot) = (child.clone(), due_snapshot);
+                    let child = child.clone();
                     self.actions.push_back(Action::Execute {
                         child,
                         envelope,
@@ -803,8 +872,9 @@ impl Agent {
             return false;
         }
         let every = self.settings.snapshot_every.min(SNAPSHOT_EVERY_MAX);
-        let snapshot =
+        let due_snapshot =
             owner.since_snapshot(child) + 1 >= every || host.replayed_bytes >= REPLAYED_BYTES_MAX;
+        let snapshot = due_snapshot.then(|| host.calls.seal(now, &host.loose));
         (host.wants_prod, host.was_prodded) = (false, true);
         host.state = State::Prodded(now);
         let unit = host.unit;
@@ -993,6 +1063,7 @@ impl Agent {
         let owner = self.owners.get(&host.unit);
         let tail = owner.map_or(Seq::ZERO, |owner| owner.tail(child));
         host.loose.insert(call.key.clone());
+        host.loose_bytes += call.room();
         host.calls.remember(now, call, tail, self.settings.key_kept);
     }
 
@@ -1016,7 +1087,7 @@ impl Agent {
         let step = Step {
             call: call.clone(),
             effect,
-            earlier: host.calls.of(now, &host.loose),
+            earlier: host.calls.of(&host.loose),
         };
         let (schema, body) = (step.schema(), encoded(&step));
         let (child, kind) = (child.clone(), RecordKind::Delta);
@@ -1034,18 +1105,21 @@ impl Agent {
             host.calls.remember(now, call, tail, kept);
         }
         host.calls.recorded(&core::mem::take(&mut host.loose), tail);
-        host.is_loose = false;
+        (host.is_loose, host.loose_bytes) = (false, 0);
         host.replayed_bytes += replayed_bytes;
         if let Some(state) = state {
+            let (calls, older) = host.calls.base(now);
+            let calls_fit = calls.len() <= INLINE_CALLS_MAX;
             let base = Base {
-                calls: host.calls.remembered(now),
+                calls,
                 state,
+                older,
             };
             let (schema, body) = (base.schema(), encoded(&base));
             let kind = RecordKind::Snapshot;
-            // After a takeover more calls may be remembered than fit: until some are forgotten no new
-            // one is admitted, and the steps stand.
-            if body.len() <= BODY_BYTES_MAX {
+            // Gateways may have confirmed too little: until they have no new call is admitted, and the
+            // steps stand.
+            if calls_fit && body.len() <= BODY_BYTES_MAX {
                 host.replayed_bytes = 0;
                 owner.handle(
                     now,
@@ -1056,6 +1130,7 @@ impl Agent {
                         body,
                     },
                 )?;
+                host.calls.sealed();
             }
         }
         Ok(())
@@ -1178,12 +1253,18 @@ impl Agent {
         let host = host.ok_or(Refused::NotExpected)?;
         let owner = self.owners.get_mut(&host.unit).ok_or(Refused::NotServed)?;
         // E4: a new record, with the calls remembered now and not those of then.
-        let calls = host.calls.remembered(now);
-        if calls.len() > CALLS_MAX {
+        host.calls.unsealed();
+        let (calls, older) = host.calls.base(now);
+        let calls_fit = calls.len() <= INLINE_CALLS_MAX;
+        let base = Base {
+            calls,
+            state,
+            older,
+        };
+        let (kind, schema, body) = (RecordKind::Snapshot, base.schema(), encoded(&base));
+        if !calls_fit || body.len() > BODY_BYTES_MAX {
             return Err(Refused::Full);
         }
-        let base = Base { calls, state };
-        let (kind, schema, body) = (RecordKind::Snapshot, base.schema(), encoded(&base));
         let write = OwnerEvent::Write {
             child: child.clone(),
             kind,
@@ -1396,6 +1477,7 @@ impl Agent {
                         host.due = None;
                     }
                     self.kill_if_hung(now, &child);
+                    self.forget_calls(now, &child);
                     self.passivate(now, &child);
                 }
                 Some((_, Due::Restarts)) => self.supervise(now, supervision::Event::Tick),
@@ -1426,6 +1508,25 @@ impl Agent {
         }
         self.end_work(unit);
         self.actions.push_back(Action::Stop(child.clone()));
+    }
+
+    /// Calls are forgotten as they come; of a child that nobody calls any more they would stay.
+    fn forget_calls(&mut self, now: Time, child: &ChildId) {
+        let Some(host) = self.children.get_mut(child) else {
+            return;
+        };
+        if host.calls.len() < CALLS_ALWAYS {
+            return;
+        }
+        host.calls.expire(now, FORGOTTEN_AT_ONCE);
+        if let Some(next) = host.calls.next_expiry() {
+            let at = match next <= now {
+                true => now + FORGOTTEN_AFTER,
+                false => next + self.settings.passivate_after,
+            };
+            host.look_again(&mut self.due, child, at);
+        }
+        self.count_calls(child);
     }
 
     /// A light child that nobody calls leaves only its records.
@@ -1502,6 +1603,7 @@ impl Agent {
         let Some(host) = self.children.remove(child) else {
             return;
         };
+        self.calls_bytes -= host.calls_bytes;
         if let Some(at) = host.due {
             self.due.remove(&(at, Due::Host(child.clone())));
         }
@@ -1564,6 +1666,7 @@ impl Host {
     fn forget_what_it_held(&mut self) {
         (self.wants_prod, self.was_prodded, self.is_loose) = (false, false, false);
         self.loose.clear();
+        self.loose_bytes = 0;
     }
 
     /// Has it looked at then, or before. A place for every call would leave thousands behind: none is
@@ -1639,6 +1742,7 @@ impl Machine for Agent {
                 too_large,
             } => self.on_unkept(child, call, too_large)?,
             Event::Prod(child) => self.on_prod(now, &child)?,
+            Event::Recalled { child, piece } => self.on_recalled(now, &child, &piece)?,
             Event::Prodded {
                 child,
                 effect,
@@ -1679,25 +1783,27 @@ fn follows(low: &Owner, high: &Owner) -> bool {
     }
 }
 
-/// The child's last base and the steps after it, and every call that they remember.
+/// The child's last base and the steps after it.
+type Read = (Option<Content>, Vec<Content>, Option<Older>);
+
+/// That, and every call that they remember, but for the older ones.
 fn read_bodies(
     now: Time,
     kept: Duration,
     records: &[Record],
     calls: &mut Calls,
-) -> Result<(Option<Content>, Vec<Content>), DecodeError> {
-    let mut base = None;
-    let mut steps = Vec::new();
+) -> Result<Read, DecodeError> {
+    let (mut base, mut steps, mut older) = (None, Vec::new(), None);
     for record in records {
         match record.kind {
             RecordKind::Snapshot => {
                 let read: Base = decode_exact(&record.body)?;
-                *calls = Calls::default();
+                calls.clear();
                 for call in read.calls {
                     let seq = call.seq.unwrap_or(record.seq);
                     calls.remember(now, call, seq, kept);
                 }
-                base = Some(read.state);
+                (base, older) = (Some(read.state), read.older);
                 steps.clear();
             }
             RecordKind::Delta => {
@@ -1709,7 +1815,10 @@ fn read_bodies(
             }
         }
     }
-    Ok((base, steps))
+    if let Some(older) = &older {
+        calls.expect(older);
+    }
+    Ok((base, steps, older))
 }
 
 fn answered(call: CallId, body: Content, reflects: Seq, durable: bool) -> Action {
@@ -1754,6 +1863,17 @@ pub const MAILBOX_MAX: usize = 256;
 /// Replies of one child that wait for acknowledgement: more than a chain has records would mean
 /// that reads pile up behind a stalled store.
 pub const HELD_MAX: usize = 256;
+
+/// Calls of one child that were answered loosely and that no step holds yet, and their bytes: the step
+/// that does holds all of them, in half a record.
+pub const LOOSE_MAX: usize = INLINE_CALLS_MAX - 1;
+const LOOSE_BYTES_MAX: usize = 32 * 1024;
+
+/// Calls that an idle child forgets before others have their turn: a millisecond or two of work.
+const FORGOTTEN_AT_ONCE: usize = 4_096;
+
+/// After which time it goes on.
+const FORGOTTEN_AFTER: Duration = Duration::from_millis(20);
 
 /// What a caller is told to wait when something is full, in milliseconds: some flushes.
 const RETRY_AFTER_MS: u32 = 50;

@@ -321,6 +321,19 @@ pub fn decode_exact<'b, T: Encode<()> + Decode<'b, ()>>(bytes: &'b [u8]) -> Resu
     Ok(value)
 }
 
+/// Decodes the first of several values that stand one after the other, as [`decode_exact`] does a
+/// single one, and yields what follows it.
+///
+/// # Errors
+///
+/// As [`decode_exact`], but for what follows.
+pub fn split_exact<'b, T: Encode<()> + Decode<'b, ()>>(
+    bytes: &'b [u8],
+) -> Result<(T, &'b [u8]), DecodeError> {
+    let (first, rest) = bytes.split_at(shape::item_length(bytes)?);
+    Ok((decode_exact(first)?, rest))
+}
+
 /// How many records from the front of `records` go into one append or one fetched page: at most
 /// [`CHAIN_RECORDS_MAX`], and no more than [`RECORDS_BUDGET_BYTES`] by their [`record_bytes_max`].
 /// At least one when there is one. The rest follow in the next message, chained to the last of

@@ -58,7 +58,7 @@ pub struct Cut {
     /// What the record holds.
     pub pieces: Pieces,
     /// What must be kept before the record may be: the pieces, each once, and the list.
-    pub parts: Vec<(PieceName, Bytes)>,
+    pub parts: Parts,
 }
 
 /// A value is too long to be cut.
@@ -68,6 +68,9 @@ pub struct TooLong {
     /// How long it is.
     pub bytes: usize,
 }
+
+/// What must be kept before a record may name it.
+pub type Parts = Vec<(PieceName, Bytes)>;
 
 /// Why pieces are not the value that was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -146,20 +149,44 @@ impl Pieces {
             names.extend_from_slice(&name.0);
             parts.insert(name, piece);
         }
-        let mut names = Bytes::from(names);
+        let (pieces, list) = Pieces::named(bytes as u64, names.into());
+        parts.extend(list);
+        let parts = parts.into_iter().collect();
+        Ok(Cut { pieces, parts })
+    }
+
+    /// What is kept under these names, in this order: a value that is cut elsewhere, piece by piece.
+    /// All are of [`PIECE_BYTES`] but the last, which is `last_bytes` long. With them goes the list,
+    /// where there has to be one: it must be kept before a record may hold these.
+    ///
+    /// # Errors
+    ///
+    /// When it is above [`VALUE_BYTES_MAX`].
+    pub fn of_names<'n>(
+        names: impl ExactSizeIterator<Item = &'n PieceName>,
+        last_bytes: usize,
+    ) -> Result<(Pieces, Option<(PieceName, Bytes)>), TooLong> {
+        let bytes = names.len().saturating_sub(1) * PIECE_BYTES + last_bytes;
+        if bytes > VALUE_BYTES_MAX {
+            return Err(TooLong { bytes });
+        }
+        let names: Vec<u8> = names.flat_map(|name| name.0).collect();
+        Ok(Pieces::named(bytes as u64, names.into()))
+    }
+
+    fn named(length: u64, mut names: Bytes) -> (Pieces, Option<(PieceName, Bytes)>) {
         let is_listed = names.len() > NAMES_MAX * NAME_BYTES;
-        if is_listed {
+        let list = is_listed.then(|| {
             let list = PieceName::of(&names);
             let own = Bytes::copy_from_slice(&list.0);
-            parts.insert(list, core::mem::replace(&mut names, own));
-        }
+            (list, core::mem::replace(&mut names, own))
+        });
         let pieces = Pieces {
-            length: bytes as u64,
+            length,
             names,
             is_listed,
         };
-        let parts = parts.into_iter().collect();
-        Ok(Cut { pieces, parts })
+        (pieces, list)
     }
 
     /// How long the value is, in bytes.

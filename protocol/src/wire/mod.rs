@@ -12,6 +12,7 @@ pub mod codec;
 pub mod content;
 pub mod envelope;
 pub mod heart;
+pub mod older;
 pub mod record;
 pub mod replica;
 pub mod step;

@@ -4,7 +4,8 @@
 //!
 //! The key, the request's hash and the answer are in the same record as the effect, so there is no
 //! moment at which one is kept and the other lost. Bytes that are long stand here by the names of their
-//! pieces ([`super::content`]); [`named_by`] says which those are.
+//! pieces ([`super::content`]); [`named_by`] says which those are. The remembered calls of a base that
+//! are too many for a record stand in pieces too ([`super::older`]).
 
 use alloc::vec::Vec;
 
@@ -14,6 +15,7 @@ use minicbor::{Decode, Encode};
 use super::codec::{self, decode_exact};
 use super::content::{Content, Pieces};
 use super::envelope::{CallKey, KEY_BYTES_MAX};
+use super::older::Older;
 use super::record::{Record, RecordKind};
 use crate::id::Seq;
 
@@ -27,7 +29,7 @@ pub struct Step {
     #[n(1)]
     pub effect: Content,
     /// Calls that were answered before their effects were in any record: this one is the first that
-    /// holds them. At most [`CALLS_MAX`].
+    /// holds them. At most [`INLINE_CALLS_MAX`].
     #[cbor(n(2), with = "earlier", has_nil)]
     pub earlier: Vec<Remembered>,
 }
@@ -35,12 +37,15 @@ pub struct Step {
 /// The body of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Base {
-    /// Every call that is remembered; at most [`CALLS_MAX`].
+    /// The calls that are remembered, or the last of them; at most [`INLINE_CALLS_MAX`].
     #[cbor(n(0), decode_with = "decode_calls")]
     pub calls: Vec<Remembered>,
     /// The child's bytes.
     #[n(1)]
     pub state: Content,
+    /// The calls before those, where they are too many for a record.
+    #[n(2)]
+    pub older: Option<Older>,
 }
 
 /// A call whose answer is kept for those who ask again.
@@ -60,9 +65,20 @@ pub struct Remembered {
     pub seq: Option<Seq>,
 }
 
-/// Calls that one child remembers. With small answers a snapshot that holds them all stays within a
-/// record's 64 KiB.
-pub const CALLS_MAX: usize = 512;
+/// Remembered calls that a body holds itself. With small answers a snapshot with so many stays within
+/// a record's 64 KiB.
+pub const INLINE_CALLS_MAX: usize = 512;
+
+impl Remembered {
+    /// What it takes in a record, in bytes, at most.
+    pub fn room(&self) -> usize {
+        let key = match &self.key {
+            CallKey::Client(key) => key.len(),
+            CallKey::Internal { .. } => 0,
+        };
+        key + self.answer.room() + FIELDS_BYTES_MAX
+    }
+}
 
 impl Step {
     /// The version that the record of this body says.
@@ -75,6 +91,9 @@ impl Step {
 impl Base {
     /// The version that the record of this body says.
     pub fn schema(&self) -> u16 {
+        if self.older.is_some() {
+            return SCHEMA_OLDER;
+        }
         let answers = self.calls.iter().map(|call| &call.answer);
         schema_of(answers.chain([&self.state]))
     }
@@ -86,9 +105,10 @@ impl Base {
 ///
 /// When the record says that it names pieces and its body cannot be read.
 pub fn named_by(record: &Record) -> Result<Vec<Pieces>, codec::DecodeError> {
-    if record.schema != SCHEMA_PIECES {
+    if !matches!(record.schema, SCHEMA_PIECES | SCHEMA_OLDER) {
         return Ok(Vec::new());
     }
+    let mut older = None;
     let contents: Vec<Content> = match record.kind {
         RecordKind::Delta => {
             let step: Step = decode_exact(&record.body)?;
@@ -97,6 +117,7 @@ pub fn named_by(record: &Record) -> Result<Vec<Pieces>, codec::DecodeError> {
         }
         RecordKind::Snapshot => {
             let base: Base = decode_exact(&record.body)?;
+            older = base.older;
             let answers = base.calls.into_iter().map(|call| call.answer);
             answers.chain([base.state]).collect()
         }
@@ -105,7 +126,8 @@ pub fn named_by(record: &Record) -> Result<Vec<Pieces>, codec::DecodeError> {
         Content::Pieces(pieces) => Some(pieces),
         Content::Inline(_) => None,
     });
-    Ok(pieces.collect())
+    let older = older.into_iter().flat_map(Older::into_named);
+    Ok(pieces.chain(older).collect())
 }
 
 fn schema_of<'c>(mut contents: impl Iterator<Item = &'c Content>) -> u16 {
@@ -115,11 +137,17 @@ fn schema_of<'c>(mut contents: impl Iterator<Item = &'c Content>) -> u16 {
     }
 }
 
+/// The fields of one remembered call beside its key and its answer, in bytes, at most.
+pub(crate) const FIELDS_BYTES_MAX: usize = 39;
+
 /// Everything stands in the body itself: what every record was before there were pieces.
 pub const SCHEMA_INLINE: u16 = 1;
 
 /// Something in the body stands there by the names of its pieces.
 pub const SCHEMA_PIECES: u16 = 2;
+
+/// So do remembered calls, in a base.
+pub const SCHEMA_OLDER: u16 = 3;
 
 /// A list that is left out where there is nothing in it: as every step was before there were any.
 mod earlier {
@@ -152,8 +180,8 @@ mod earlier {
 
 fn decode_calls<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<Vec<Remembered>, DecodeError> {
     let calls: Vec<Remembered> = d.decode_with(ctx)?;
-    if calls.len() > CALLS_MAX {
-        return Err(DecodeError::message("a child remembers at most 512 calls"));
+    if calls.len() > INLINE_CALLS_MAX {
+        return Err(DecodeError::message("a body holds at most 512 calls"));
     }
     Ok(calls)
 }

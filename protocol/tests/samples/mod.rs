@@ -22,11 +22,12 @@ use understudy_protocol::wire::heart::{
     AT_WORK_MAX, DeathNote, HeartMessage, Promise, Renewal, Report, SIGHTED_MAX, Sighted, Sighting,
     Ttl, Verdict,
 };
+use understudy_protocol::wire::older::Older;
 use understudy_protocol::wire::record::{BODY_BYTES_MAX, Head, Record, RecordKind};
 use understudy_protocol::wire::replica::{
     Append, Ask, EXCEPTIONS_MAX, INDEX_PAGE, Indexed, ReplicaAnswer, ReplicaRequest, Said, Scope,
 };
-use understudy_protocol::wire::step::{Base, CALLS_MAX, Remembered, Step};
+use understudy_protocol::wire::step::{Base, INLINE_CALLS_MAX, Remembered, Step};
 
 /// A message as a frame, with what its type makes of bytes.
 pub struct Sample {
@@ -309,16 +310,34 @@ pub fn bases() -> Vec<(&'static str, Base)> {
             .map(|nth| remembered(internal(nth), Some(Seq(nth + 1))))
             .collect(),
         state: Bytes::from_static(b"1").into(),
+        older: None,
     };
     let in_pieces = Base {
         state: pieces(64 * 65_536),
         ..base(2)
     };
+    let named = |bytes: usize| match pieces(bytes) {
+        Content::Pieces(pieces) => pieces,
+        Content::Inline(_) => unreachable!("it was cut"),
+    };
+    let with_older = |bytes: usize, answers: Option<usize>| Base {
+        older: Some(Older {
+            calls: named(bytes),
+            answers: answers.map(|answers| named(answers * 65_536)),
+        }),
+        ..base(2)
+    };
     vec![
+        ("base-with-older-calls", with_older(2 * 65_536 + 100, None)),
+        ("base-with-older-answers", with_older(65_536, Some(3))),
+        (
+            "base-with-most-older-calls",
+            with_older(1_024 * 65_536, Some(1_024)),
+        ),
         ("base-in-pieces", in_pieces),
         ("base-empty", base(0)),
         ("base-two-calls", base(2)),
-        ("base-most-calls", base(CALLS_MAX)),
+        ("base-most-calls", base(INLINE_CALLS_MAX)),
     ]
 }
 

@@ -16,7 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use understudy_protocol::id::ChildId;
 use understudy_protocol::supervision::Exit;
-use understudy_protocol::wire::content::{ANSWER_INLINE_MAX, Content, INLINE_MAX};
+use understudy_protocol::wire::content::{
+    ANSWER_INLINE_MAX, Content, INLINE_MAX, PIECE_BYTES, Parts, Pieces,
+};
 use understudy_protocol::wire::envelope::Envelope;
 
 use super::{DriverEvent, START_LIMIT};
@@ -28,8 +30,13 @@ use crate::values::{KeepError, Values, bytes_of, content_of};
 /// the child one `End` and one `WantsProd`: so four messages are the most that wait.
 #[derive(Debug)]
 pub(super) enum Message {
-    Execute { envelope: Envelope, snapshot: bool },
-    Prod { snapshot: bool },
+    Execute {
+        envelope: Envelope,
+        snapshot: Option<Parts>,
+    },
+    Prod {
+        snapshot: Option<Parts>,
+    },
     WantsProd,
     Stop,
     End(Verdict),
@@ -51,6 +58,8 @@ pub(super) struct Birth {
     pub(super) kind: Arc<dyn AnyKind>,
     /// A base or nothing, and the steps after it.
     pub(super) recorded: Recorded,
+    /// What it remembers beside that.
+    pub(super) calls: Option<Pieces>,
     pub(super) values: Arc<dyn Values>,
     pub(super) events: mpsc::Sender<DriverEvent>,
     pub(super) busy: Arc<AtomicBool>,
@@ -65,7 +74,7 @@ pub(super) struct ChildActor;
 pub(super) struct State {
     name: ChildId,
     /// What it is started from; taken by the start.
-    unborn: Option<(Arc<dyn AnyKind>, Recorded)>,
+    unborn: Option<(Arc<dyn AnyKind>, Recorded, Option<Pieces>)>,
     child: Option<Box<dyn AnyChild>>,
     values: Arc<dyn Values>,
     events: mpsc::Sender<DriverEvent>,
@@ -87,7 +96,7 @@ impl Actor for ChildActor {
     ) -> Result<State, ActorProcessingErr> {
         Ok(State {
             name: birth.child,
-            unborn: Some((birth.kind, birth.recorded)),
+            unborn: Some((birth.kind, birth.recorded, birth.calls)),
             child: None,
             values: birth.values,
             events: birth.events,
@@ -130,7 +139,7 @@ impl Actor for ChildActor {
 
 impl State {
     async fn start(&mut self, myself: &ActorRef<Message>) -> Result<(), Verdict> {
-        let Some((kind, recorded)) = self.unborn.take() else {
+        let Some((kind, recorded, calls)) = self.unborn.take() else {
             return Ok(());
         };
         let actor = myself.clone();
@@ -146,7 +155,11 @@ impl State {
             }
         });
         let values = self.values.clone();
+        let (name, events) = (self.name.clone(), self.events.clone());
         let start = async move {
+            if let Some(calls) = calls {
+                recall(&*values, calls, name, &events).await?;
+            }
             let checkpoint = checkpoint(&*values, recorded).await.map_err(abnormal)?;
             let child = Caught(kind.start(context, checkpoint)).await;
             child.map_err(panicked)?.map_err(abnormal)
@@ -158,7 +171,11 @@ impl State {
         self.say(DriverEvent::Started(self.name.clone())).await
     }
 
-    async fn execute(&mut self, envelope: Envelope, snapshot: bool) -> Result<(), Verdict> {
+    async fn execute(
+        &mut self,
+        envelope: Envelope,
+        snapshot: Option<Parts>,
+    ) -> Result<(), Verdict> {
         // What waits behind the end of a child is not begun.
         if self.child.is_none() {
             return Ok(());
@@ -188,7 +205,7 @@ impl State {
         self.say(event).await
     }
 
-    async fn prod(&mut self, snapshot: bool) -> Result<(), Verdict> {
+    async fn prod(&mut self, snapshot: Option<Parts>) -> Result<(), Verdict> {
         // First, so that what changes from now on is worth another prod.
         self.wants_prod.store(false, Ordering::Release);
         if self.child.is_none() {
@@ -215,7 +232,7 @@ impl State {
     async fn carry_out(
         &mut self,
         request: Request,
-        snapshot: bool,
+        snapshot: Option<Parts>,
     ) -> Result<Result<Kept, KeepError>, Verdict> {
         let Some(child) = &mut self.child else {
             return Err(abnormal("it has ended"));
@@ -224,14 +241,15 @@ impl State {
             .await
             .map_err(panicked)?
             .map_err(abnormal)?;
-        let state = match snapshot && handled.effect.is_some() {
-            true => Some(
-                Caught(child.snapshot())
+        let state = match snapshot.filter(|_| handled.effect.is_some()) {
+            Some(parts) => {
+                let state = Caught(child.snapshot())
                     .await
                     .map_err(panicked)?
-                    .map_err(abnormal)?,
-            ),
-            false => None,
+                    .map_err(abnormal)?;
+                Some((state, parts))
+            }
+            None => None,
         };
         Ok(keep(self.values.clone(), handled, state).await)
     }
@@ -273,7 +291,7 @@ struct Kept {
 async fn keep(
     values: Arc<dyn Values>,
     handled: Handled,
-    state: Option<Bytes>,
+    state: Option<(Bytes, Parts)>,
 ) -> Result<Kept, KeepError> {
     let Handled {
         answer,
@@ -290,7 +308,12 @@ async fn keep(
         false => content_of(&*values, answer, ANSWER_INLINE_MAX).await?,
     };
     let state = match state {
-        Some(state) => Some(content_of(&*values, state, INLINE_MAX).await?),
+        Some((state, parts)) => {
+            if !parts.is_empty() {
+                values.keep_parts(parts).await?;
+            }
+            Some(content_of(&*values, state, INLINE_MAX).await?)
+        }
         None => None,
     };
     Ok(Kept {
@@ -299,6 +322,25 @@ async fn keep(
         state,
         durable,
     })
+}
+
+/// Tells what a child remembers, piece by piece, since nobody should have to take in all of it at once.
+async fn recall(
+    values: &dyn Values,
+    calls: Pieces,
+    child: ChildId,
+    events: &mpsc::Sender<DriverEvent>,
+) -> Result<(), Verdict> {
+    let calls = values.fetch(calls).await.map_err(abnormal)?;
+    for at in (0..calls.len()).step_by(PIECE_BYTES) {
+        let recalled = DriverEvent::Recalled {
+            child: child.clone(),
+            piece: calls.slice(at..calls.len().min(at + PIECE_BYTES)),
+        };
+        let told = events.send(recalled).await;
+        told.map_err(|_| shutdown("nobody hears what it does any more"))?;
+    }
+    Ok(())
 }
 
 /// Everything that a child is to go on from, in memory.

@@ -61,7 +61,12 @@ impl Core {
                 self.outlet.ask(to, node, request);
             }
             agent::Action::Propose(command) => self.propose(command),
-            agent::Action::Start { child, base, steps } => self.driver.start(child, base, steps),
+            agent::Action::Start {
+                child,
+                base,
+                steps,
+                calls,
+            } => self.driver.start(child, base, steps, calls),
             agent::Action::Execute {
                 child,
                 envelope,

@@ -168,6 +168,7 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         passivate_after: config.passivate_after,
         work_limit: config.work_limit,
         snapshot_every: SNAPSHOT_EVERY,
+        sealing: understudy_protocol::cluster::calls::Sealing::default(),
     };
     let controller = ControllerStart {
         directory: Directory::default(),

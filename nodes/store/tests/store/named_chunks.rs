@@ -35,6 +35,7 @@ fn put(chunks: &Chunks, prev: Head, kind: RecordKind, value: &Bytes) -> Record {
             let base = Base {
                 calls,
                 state: content,
+                older: None,
             };
             (base.schema(), minicbor::to_vec(&base).unwrap())
         }

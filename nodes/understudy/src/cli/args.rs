@@ -165,7 +165,7 @@ pub struct Call {
     /// The child: tenant/kind/key, or @tenant/kind/key for a dedicated one
     #[arg(value_parser = child)]
     pub child: ChildId,
-    /// What to send: at most 32 KiB; `-` reads it from standard input
+    /// What to send: at most 1 MiB; `-` reads it from standard input
     #[arg(default_value = "")]
     pub body: String,
     /// What makes a repetition the same call; drawn at random unless given

@@ -221,7 +221,7 @@ async fn call(asked: &Asked, wanted: &Call, screen: &Screen<'_>) -> Result<Vec<u
     let body = match &*wanted.body {
         "-" => from_stdin(
             CALL_BODY_MAX,
-            "a call and what it changes must fit one record",
+            "a call is one message between nodes",
         )?,
         text => text.as_bytes().to_vec(),
     };

@@ -5,10 +5,11 @@
 use super::*;
 use understudy_protocol::cluster::lease::warden::HelperId;
 use understudy_protocol::id::Term;
-use understudy_protocol::wire::content::Content;
+use understudy_protocol::wire::content::{Content, PIECE_BYTES, Parts, PieceName, Pieces};
 use understudy_protocol::wire::envelope::{CallId, Outcome, Route};
 use understudy_protocol::wire::heart::Verdict;
-use understudy_protocol::wire::replica::Said;
+use understudy_protocol::wire::replica::{Ask, ReplicaRequest, Said};
+use understudy_protocol::wire::step::named_by;
 
 use crate::judge::{inline, op_of};
 use crate::node::Child;
@@ -705,9 +706,12 @@ impl World {
                 }
             }
             agent::Action::Propose(command) => self.propose(node, command),
-            agent::Action::Start { child, base, steps } => {
-                self.start_child(node, child, base, &steps)
-            }
+            agent::Action::Start {
+                child,
+                base,
+                steps,
+                calls,
+            } => self.start_child(node, child, base, &steps, calls),
             agent::Action::Execute {
                 child,
                 envelope,
@@ -1055,6 +1059,13 @@ impl World {
                 }
             }
             Message::Ask(request) => {
+                if !self.has_pieces(to, &request) {
+                    // It is dropped, and asked again.
+                    return;
+                }
+                let Some(process) = &mut self.nodes[to].process else {
+                    return;
+                };
                 let from = NodeId(from as u64 + 1);
                 let event = replication::ReplicaEvent::Asked { from, request };
                 if let Err(refused) = process.replica.handle(local, event) {
@@ -1129,6 +1140,7 @@ impl World {
         child: ChildId,
         base: Option<Content>,
         steps: &[Content],
+        calls: Option<Pieces>,
     ) {
         let mut state: Vec<u64> = Vec::new();
         if let Some(base) = base {
@@ -1186,8 +1198,60 @@ impl World {
                 life,
                 child,
                 helper,
+                calls,
             },
         );
+    }
+
+    /// The gate before a store: what the request's records name is there, or is fetched now.
+    fn has_pieces(&mut self, node: usize, request: &ReplicaRequest) -> bool {
+        let Ask::Append(append) = &request.ask else {
+            return true;
+        };
+        let named = append
+            .records
+            .iter()
+            .map(|record| named_by(record).expect("it was just written"));
+        let named: Vec<Pieces> = named.flatten().collect();
+        named
+            .iter()
+            .all(|pieces| self.fetch(node, pieces).is_some())
+    }
+
+    /// A value, from the node's own disk or from those of nodes that are up.
+    fn fetch(&mut self, node: usize, pieces: &Pieces) -> Option<bytes::Bytes> {
+        let list = match pieces.list() {
+            Some(list) => Some(self.piece(node, list)?),
+            None => None,
+        };
+        let names = pieces.names(list.as_deref()).expect("it was cut like this");
+        for name in &names {
+            self.piece(node, *name)?;
+        }
+        let kept = &self.nodes[node].disk.pieces;
+        let value = pieces.join(&names, |name| kept.get(&name));
+        Some(value.expect("each is what it was"))
+    }
+
+    fn piece(&mut self, node: usize, name: PieceName) -> Option<bytes::Bytes> {
+        if let Some(kept) = self.nodes[node].disk.pieces.get(&name) {
+            return Some(kept.clone());
+        }
+        let up = self.nodes.iter().filter(|of| of.runs());
+        let had = up
+            .filter_map(|of| of.disk.pieces.get(&name))
+            .next()?
+            .clone();
+        self.judge.coverage.reach(Path::PiecesPulled);
+        self.nodes[node].disk.pieces.insert(name, had.clone());
+        Some(had)
+    }
+
+    fn keep(&mut self, node: usize, parts: Parts) {
+        if parts.iter().any(|(_, part)| part.len() == PIECE_BYTES) {
+            self.judge.coverage.reach(Path::PieceFilled);
+        }
+        self.nodes[node].disk.pieces.extend(parts);
     }
 
     fn stop_child(&mut self, node: usize, child: &ChildId) {
@@ -1205,12 +1269,36 @@ impl World {
         }
     }
 
-    pub(super) fn child_up(&mut self, node: usize, life: u64, child: ChildId, helper: u64) {
-        if self.runs_child(node, life, &child, helper) {
-            self.with(node, life, |process, local| {
-                let _ = process.agent.handle(local, agent::Event::Started(child));
-            });
+    pub(super) fn child_up(
+        &mut self,
+        node: usize,
+        life: u64,
+        child: ChildId,
+        helper: u64,
+        calls: Option<Pieces>,
+    ) {
+        if !self.runs_child(node, life, &child, helper) {
+            return;
         }
+        let calls = match calls {
+            Some(calls) => match self.fetch(node, &calls) {
+                Some(calls) => {
+                    self.judge.coverage.reach(Path::CallsRecalled);
+                    calls
+                }
+                None => return self.stop_child(node, &child),
+            },
+            None => bytes::Bytes::new(),
+        };
+        self.with(node, life, |process, local| {
+            for piece in calls.chunks(PIECE_BYTES) {
+                let (child, piece) = (child.clone(), bytes::Bytes::copy_from_slice(piece));
+                let recalled = agent::Event::Recalled { child, piece };
+                let told = process.agent.handle(local, recalled);
+                assert_eq!(told, Ok(()), "the child starts");
+            }
+            let _ = process.agent.handle(local, agent::Event::Started(child));
+        });
     }
 
     fn runs_child(&self, node: usize, life: u64, child: &ChildId, helper: u64) -> bool {
@@ -1235,11 +1323,13 @@ impl World {
         child: &ChildId,
         helper: u64,
         envelope: &Envelope,
-        snapshot: bool,
+        snapshot: Option<Parts>,
     ) {
         if !self.runs_child(node, life, child, helper) {
             return;
         }
+        let asks_state = snapshot.is_some();
+        self.keep(node, snapshot.unwrap_or_default());
         let process = self.nodes[node].process.as_mut().expect("it was just seen");
         let known = process.children.get_mut(child).expect("it was just seen");
         let op = clients::op_in(&envelope.body);
@@ -1249,7 +1339,7 @@ impl World {
         }
         let value = (known.state.len() as u64).to_be_bytes();
         let effect = op.map(|op| bytes::Bytes::copy_from_slice(&op.to_be_bytes()));
-        let state = snapshot.then(|| encode_state(&known.state));
+        let state = asks_state.then(|| encode_state(&known.state));
         let (child, call): (ChildId, CallId) = (child.clone(), envelope.call);
         let answer = bytes::Bytes::copy_from_slice(&value);
         self.with(node, life, |process, local| {

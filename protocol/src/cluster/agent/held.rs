@@ -25,6 +25,7 @@ impl Node {
             passivate_after: Duration::from_secs(60),
             work_limit: Duration::from_secs(60),
             snapshot_every: 1_000,
+            sealing: Sealing::default(),
         };
         let mut node = Node {
             agent: Agent::new(settings),

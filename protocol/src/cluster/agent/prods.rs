@@ -142,7 +142,7 @@ fn a_loose_answer_says_so_and_its_key_is_in_the_first_record_that_holds_its_effe
     read_bodies(node.now, kept, &node.chain, &mut calls).unwrap();
     let key = &step.earlier[0].key;
     assert!(matches!(
-        calls.admit(node.now, key, 1),
+        calls.admit(node.now, key, 1, false),
         Admission::Answered { .. }
     ));
 

@@ -26,6 +26,7 @@ impl Stage {
             passivate_after: 300 * second,
             work_limit: 30 * second,
             snapshot_every,
+            sealing: Sealing::default(),
         });
         let mut stage = Stage {
             agent,
@@ -78,7 +79,7 @@ impl Stage {
                     call: envelope.call,
                     answer: Bytes::from_static(b"done").into(),
                     effect: Some(Bytes::from_static(b"step").into()),
-                    state: snapshot.then(|| Bytes::from_static(b"state").into()),
+                    state: snapshot.map(|_| Bytes::from_static(b"state").into()),
                     durable: true,
                 }),
                 _ => {}
