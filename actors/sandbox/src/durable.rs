@@ -9,9 +9,10 @@
 //!        └─> failed ────> a new instance from the copy                               └─> image()
 //! ```
 //!
-//! The kernel says which pages were ever written; of those, the ones that differ from the copy (or, if
-//! there is none yet, from the module's image) have changed since the last call. Comparing is exact,
-//! where a hash would only be likely, and the copy is what a failed call is undone from.
+//! The kernel says which pages were written since the last call, or at least which ones may have been
+//! ([`dirty`](crate::dirty)); of those, the ones that differ from the copy (or, if there is none yet, from
+//! the module's image) have changed. Comparing is exact, where a hash would only be likely, and the copy
+//! is what a failed call is undone from.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -20,6 +21,7 @@ use tokio::task::yield_now;
 use wasmtime::{Func, Global, Ref, Table, Val};
 
 use crate::abi::{Args, CallError, Outcome};
+use crate::dirty::Watch;
 use crate::engine::{Compiled, Limits, PAGE_BYTES};
 use crate::instance::{Instance, Setup};
 use crate::rewrite::{Obstacle, Scalar};
@@ -58,6 +60,8 @@ pub enum DurableError {
 /// A guest whose state is kept.
 #[derive(Debug)]
 pub struct Durable {
+    // Before the instance, whose memory it must not outlive.
+    watch: Watch,
     instance: Instance,
     handles: Handles,
     /// The state as of the last call that ended well.
@@ -286,6 +290,7 @@ impl Durable {
         compiled.remember_image(&instance);
         let handles = Handles::of(&mut instance)?;
         Ok(Durable {
+            watch: compiled.engine().scanner().watch(),
             instance,
             handles,
             kept: Kept::default(),
@@ -316,6 +321,8 @@ impl Durable {
 
     /// A new instance in place of a spent one, in the state that is kept.
     async fn undo(&mut self) -> Result<(), DurableError> {
+        // The old memory's watch ends before that memory does.
+        self.watch = self.instance.compiled().engine().scanner().watch();
         self.instance.replace().await?;
         self.handles = Handles::of(&mut self.instance)?;
         self.settle().await?;
@@ -356,16 +363,18 @@ impl Durable {
         } else if kept.rest.memory_pages != 0 || !kept.pages.is_empty() {
             return Err(fault("its pages").into());
         }
-        handles.write(instance, &kept.rest, fault).await
+        handles.write(instance, &kept.rest, fault).await?;
+        // What was written here is what is kept: the next question is about what comes now.
+        self.watch.written(self.instance.memory())?;
+        Ok(())
     }
 
     /// Finds out what the last call changed, and keeps it.
     fn keep(&mut self) -> Result<(), DurableError> {
         let rest = self.handles.read(&mut self.instance);
         let memory = self.instance.memory();
-        let compiled = self.instance.compiled();
-        let written = compiled.engine().scanner().written(memory)?;
-        let image = compiled.remembered_image();
+        let written = self.watch.written(memory)?;
+        let image = self.instance.compiled().remembered_image();
         for number in written
             .iter()
             .flat_map(|range| range.start / PAGE..range.end.div_ceil(PAGE))

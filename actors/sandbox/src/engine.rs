@@ -168,6 +168,7 @@ impl Engine {
     /// # Errors
     /// See [`EngineError`].
     pub fn build(slots: u32, scanner: Scanner) -> Result<Engine, EngineError> {
+        tracing::info!(method = %scanner.method(), "how guests' written pages are found");
         let mut slots = slots.max(1);
         let wasmtime = loop {
             match wasmtime::Engine::new(&configuration(slots)) {
