@@ -35,7 +35,7 @@ use wasmtime::{AsContextMut, Func, Trap, TypedFunc, Val, ValType, WasmBacktrace}
 
 use crate::instance::{Host, Instance, OutOfSlices};
 use crate::rewrite::RESERVED;
-use crate::wasi::Exit;
+use crate::wasi::{Exhausted, Exit};
 
 /// How long a guest's message may be; what is beyond is cut off. It is for people.
 const MAX_MESSAGE: usize = 4 << 10;
@@ -154,6 +154,9 @@ pub enum CallError {
     /// All of its slices are used up.
     #[error("the guest used up all the slices of its call")]
     OutOfTime,
+    /// It used up what the host does for one call.
+    #[error(transparent)]
+    HostLimit(Exhausted),
     /// It took too long by the clock.
     #[error("the guest took longer than {0:?}")]
     Late(Duration),
@@ -202,7 +205,9 @@ impl CallError {
             CallError::Signature { .. } | CallError::Arguments(_) => "invalid",
             CallError::Crowded => "overloaded",
             CallError::OutOfTime | CallError::Late(_) => "deadline_exceeded",
-            CallError::NoMemory(_) | CallError::AnswerTooLarge(_) => "quota_exceeded",
+            CallError::HostLimit(_) | CallError::NoMemory(_) | CallError::AnswerTooLarge(_) => {
+                "quota_exceeded"
+            }
             CallError::Trapped(_) | CallError::Exited(_) | CallError::OutOfBounds { .. } => {
                 "guest_trapped"
             }
@@ -440,6 +445,9 @@ pub(crate) async fn run_plain(
 pub(crate) fn call_error(error: wasmtime::Error, export: &str) -> CallError {
     if error.downcast_ref::<OutOfSlices>().is_some() {
         return CallError::OutOfTime;
+    }
+    if let Some(exhausted) = error.downcast_ref::<Exhausted>() {
+        return CallError::HostLimit(*exhausted);
     }
     if let Some(code) = exit_code(&error) {
         return CallError::Exited(code);

@@ -223,7 +223,7 @@ impl Instance {
 
     fn begin_call(&mut self) {
         let host = self.store.data_mut();
-        host.wasi.begin_call();
+        host.wasi.begin_call(&self.setup.limits);
         host.slices_left = self.setup.limits.slices.max(1);
         self.store.set_epoch_deadline(1);
     }
