@@ -371,7 +371,7 @@ impl Durable {
 
     /// Finds out what the last call changed, and keeps it.
     fn keep(&mut self) -> Result<(), DurableError> {
-        let rest = self.handles.read(&mut self.instance);
+        let rest = self.handles.read(&mut self.instance, &self.kept.rest);
         let memory = self.instance.memory();
         let written = self.watch.written(memory)?;
         let image = self.instance.compiled().remembered_image();
@@ -453,9 +453,15 @@ impl Handles {
         Ok(handles)
     }
 
-    fn read(&self, instance: &mut Instance) -> Rest {
+    /// The state besides the memory, after a call that began with it as it was `before`.
+    fn read(&self, instance: &mut Instance, before: &Rest) -> Rest {
+        let wasi = instance.store.data_mut().wasi();
         let mut rest = Rest {
-            wasi: instance.store.data_mut().wasi().checkpoint(),
+            // With files in it this may be megabytes; and it is never empty once it was read.
+            wasi: match wasi.is_untouched() && !before.wasi.is_empty() {
+                true => before.wasi.clone(),
+                false => wasi.checkpoint(),
+            },
             ..Rest::default()
         };
         let store = &mut instance.store;

@@ -275,11 +275,18 @@ impl Wasi {
     /// All that is behind the guest's calls, as bytes: its clock, its chance, its files and
     /// descriptors. Not the log, which belongs to one call.
     pub fn checkpoint(&self) -> Vec<u8> {
-        let mut state = self.state.clone();
-        if self.policy.clock == Clock::Real {
-            state.lived = self.lived_really();
+        if self.policy.clock != Clock::Real {
+            return minicbor::to_vec(&self.state).unwrap_or_default();
         }
+        let mut state = self.state.clone();
+        state.lived = self.lived_really();
         minicbor::to_vec(state).unwrap_or_default()
+    }
+
+    /// Whether [`Wasi::checkpoint`] gives what it gave before the call began: the guest has asked the host
+    /// for nothing, and no time has passed by its clock.
+    pub fn is_untouched(&self) -> bool {
+        self.budget.calls == self.budget.calls_at_most && self.policy.clock != Clock::Real
     }
 
     /// A call begins, with these limits: the log is empty again, and denials are told again.
