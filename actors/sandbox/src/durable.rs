@@ -26,7 +26,7 @@ use crate::engine::{Compiled, Limits, PAGE_BYTES};
 use crate::instance::{Instance, Setup};
 use crate::rewrite::{Obstacle, Scalar};
 use crate::snapshot::{
-    Change, Delta, Image, NO_FUNCTION, PAGE, Rest, SnapshotError, TURN, Trailer, is_zero,
+    Change, Delta, Image, NO_FUNCTION, PAGE, Rest, SnapshotError, Sums, TURN, Trailer, is_zero,
 };
 use crate::wasi::Log;
 
@@ -69,6 +69,8 @@ pub struct Durable {
     /// The number of the last delta that was taken, and what has changed since.
     sequence: u64,
     pending: Pending,
+    /// Of what is kept, as far as an image was made of it.
+    sums: Sums,
 }
 
 #[derive(Debug, Default)]
@@ -247,7 +249,8 @@ impl Durable {
             self.kept.rest.clone(),
             about.to_vec(),
         );
-        Ok(Image::write(self.instance.memory(), trailer).await)
+        let memory = self.instance.memory();
+        Ok(Image::write(memory, trailer, &mut self.sums).await)
     }
 
     /// The number of the last delta.
@@ -296,6 +299,7 @@ impl Durable {
             kept: Kept::default(),
             sequence: 0,
             pending: Pending::default(),
+            sums: Sums::default(),
         })
     }
 
@@ -387,6 +391,7 @@ impl Durable {
                 if **kept != *page {
                     kept.copy_from_slice(page);
                     self.pending.pages.insert(number);
+                    self.sums.forget(number);
                 }
                 continue;
             }
@@ -399,6 +404,7 @@ impl Durable {
             if !is_as_in_image {
                 self.kept.pages.insert(number, page.into());
                 self.pending.pages.insert(number);
+                self.sums.forget(number);
             }
         }
         let before = &self.kept.rest;
