@@ -56,12 +56,17 @@ async fn run(rounds: usize) -> Result<()> {
         for (mib, pages) in CHECKPOINTS {
             checkpoints.push(checkpoint(&engine, mib, pages).await?);
         }
+        let mut images = Vec::new();
+        for mib in IMAGES {
+            images.push(image(&engine, mib).await?);
+        }
         let round_measured = Measured {
             fresh,
             bare_fresh,
             warm,
             bare_warm,
             checkpoints,
+            images,
         };
         eprintln!("round {round}: {round_measured:?}");
         measured.push(round_measured);
@@ -99,6 +104,15 @@ async fn run(rounds: usize) -> Result<()> {
             Some(Target::RatioAtMost(0.05)),
         ));
     }
+    for (nth, mib) in IMAGES.into_iter().enumerate() {
+        rows.push(Row::new(
+            format!("image of {mib} MiB, by copying and hashing all"),
+            "us",
+            of(&|round| round.images[nth].0),
+            of(&|round| round.images[nth].1),
+            None,
+        ));
+    }
     report("sandbox", &rows)?;
     Ok(())
 }
@@ -111,6 +125,7 @@ struct Measured {
     warm: f64,
     bare_warm: f64,
     checkpoints: Vec<(f64, f64)>,
+    images: Vec<(f64, f64)>,
 }
 
 /// A policed instance is made, called once and dropped.
@@ -190,6 +205,34 @@ async fn checkpoint(engine: &Engine, mib: u64, pages: u64) -> Result<(f64, f64)>
     Ok((p50(&ours)?, p50(&peers)?))
 }
 
+/// What the base of a chain of deltas costs, all of the memory being in use and ten pages written since the
+/// last one: ours, and the peer's copy.
+async fn image(engine: &Engine, mib: u64) -> Result<(f64, f64)> {
+    let compiled = engine.compile(&guest(mib * 16)?)?;
+    let mut durable = Durable::create(&compiled, Setup::of("bench", "durable")).await?;
+    let all = [json!(mib * 256), json!(1)];
+    durable.call("touch", Args::Numbers(&all), |_| ()).await?;
+    let (mut ours, mut peers) = (Vec::new(), Vec::new());
+    for nth in 0..IMAGE_CALLS {
+        let args: [Value; 2] = [json!(10), json!(nth + 2)];
+        durable.call("touch", Args::Numbers(&args), |_| ()).await?;
+        durable.take_delta().await;
+
+        let began = Instant::now();
+        let image = durable.image(b"").await?;
+        ours.push(micros(began.elapsed()));
+        std::hint::black_box(image);
+
+        let began = Instant::now();
+        let copy = durable.memory().to_vec();
+        let name = Sha256::digest(&copy);
+        peers.push(micros(began.elapsed()));
+        std::hint::black_box(name);
+    }
+    let p50 = |took: &[f64]| quantile(took, 0.5).ok_or_else(|| anyhow!("nothing was measured"));
+    Ok((p50(&ours)?, p50(&peers)?))
+}
+
 /// The guest with a memory of so many pages of 64 KiB.
 fn guest(pages: u64) -> Result<Vec<u8>> {
     Ok(wat::parse_str(GUEST.replace("PAGES", &pages.to_string()))?)
@@ -240,6 +283,12 @@ const BATCH: u64 = 1_000;
 
 /// MiB of memory and pages written by a call.
 const CHECKPOINTS: [(u64, u64); 4] = [(2, 1), (2, 10), (32, 10), (32, 100)];
+
+/// MiB of memory of which an image is made.
+const IMAGES: [u64; 2] = [2, 32];
+
+/// Images in one round and size.
+const IMAGE_CALLS: u64 = 10;
 
 /// Checkpoints in one round and size.
 const CHECKPOINT_CALLS: u64 = 50;

@@ -26,14 +26,16 @@
 //! `free(ptr: i32)` if there is one. The answer and the message stay the guest's, which may use the place
 //! again in its next call.
 
+use std::mem;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use wasmtime::{AsContextMut, Func, Store, Trap, Val, ValType, WasmBacktrace};
+use wasmtime::{AsContextMut, Func, Trap, TypedFunc, Val, ValType, WasmBacktrace};
 
 use crate::instance::{Host, Instance, OutOfSlices};
 use crate::rewrite::RESERVED;
-use crate::wasi::Exit;
+use crate::wasi::{Exhausted, Exit};
 
 /// How long a guest's message may be; what is beyond is cut off. It is for people.
 const MAX_MESSAGE: usize = 4 << 10;
@@ -50,6 +52,10 @@ const MAX_NAME: usize = 256;
 
 /// How many arguments a call of numbers may have.
 const MAX_ARGUMENTS: usize = 64;
+
+/// How many exports of one instance are remembered: a guest has few that are called again and again, and
+/// what is not remembered is looked up.
+const MAX_KNOWN: usize = 32;
 
 /// The size of the area into which a guest writes its three words.
 const RETURN_AREA: u32 = 12;
@@ -148,6 +154,9 @@ pub enum CallError {
     /// All of its slices are used up.
     #[error("the guest used up all the slices of its call")]
     OutOfTime,
+    /// It used up what the host does for one call.
+    #[error(transparent)]
+    HostLimit(Exhausted),
     /// It took too long by the clock.
     #[error("the guest took longer than {0:?}")]
     Late(Duration),
@@ -196,7 +205,9 @@ impl CallError {
             CallError::Signature { .. } | CallError::Arguments(_) => "invalid",
             CallError::Crowded => "overloaded",
             CallError::OutOfTime | CallError::Late(_) => "deadline_exceeded",
-            CallError::NoMemory(_) | CallError::AnswerTooLarge(_) => "quota_exceeded",
+            CallError::HostLimit(_) | CallError::NoMemory(_) | CallError::AnswerTooLarge(_) => {
+                "quota_exceeded"
+            }
             CallError::Trapped(_) | CallError::Exited(_) | CallError::OutOfBounds { .. } => {
                 "guest_trapped"
             }
@@ -205,23 +216,53 @@ impl CallError {
     }
 }
 
+/// What was looked up of one instance: names are found and types checked once, not once a call.
+#[derive(Default)]
+pub(crate) struct Exports {
+    known: Vec<Arc<Export>>,
+    /// None until bytes are to be handed over.
+    room: Option<Arc<Room>>,
+    /// The place of a call's arguments and results, empty while one is carried out.
+    values: Vec<Val>,
+}
+
+/// A function that was called before.
+struct Export {
+    name: String,
+    function: Func,
+    params: Vec<ValType>,
+    results: usize,
+    takes_numbers: bool,
+    /// Its form, if it is one that takes bytes.
+    form: Option<Form>,
+}
+
+enum Form {
+    Returns(TypedFunc<(u32, u32), (u32, u32, u32)>),
+    Writes(TypedFunc<(u32, u32, u32), ()>),
+}
+
+/// How a guest is asked for room, and given it back.
+struct Room {
+    allocate: TypedFunc<u32, u32>,
+    free: Option<Free>,
+}
+
+enum Free {
+    Sized(TypedFunc<(u32, u32), ()>),
+    Plain(TypedFunc<u32, ()>),
+}
+
 /// A call whose arguments fit.
 pub(crate) struct Prepared {
-    export: String,
-    function: Func,
+    export: Arc<Export>,
     how: How,
 }
 
 enum How {
-    Numbers {
-        arguments: Vec<Val>,
-        results: usize,
-    },
-    Bytes {
-        allocator: Func,
-        free: Option<(Func, usize)>,
-        returns_in_memory: bool,
-    },
+    /// The arguments, and behind them room for the results.
+    Numbers(Vec<Val>),
+    Bytes(Arc<Room>),
 }
 
 /// Looks the export up and holds the arguments against it. Runs no guest code.
@@ -230,89 +271,92 @@ pub(crate) fn prepare(
     export: &str,
     args: &Args<'_>,
 ) -> Result<Prepared, CallError> {
-    let store = &mut instance.store;
-    let find = |store: &mut Store<Host>, name: &str| instance.instance.get_func(store, name);
-    let function = match export.starts_with(RESERVED) {
-        true => None,
-        false => find(store, export),
-    };
-    let function = function.ok_or_else(|| CallError::NoExport(export.to_owned()))?;
-    let ty = function.ty(&*store);
-    let params: Vec<ValType> = ty.params().collect();
-    let results: Vec<ValType> = ty.results().collect();
-    let signature = || CallError::Signature {
-        export: export.to_owned(),
-        found: ty.to_string(),
+    let export = known(instance, export)?;
+    let signature = |instance: &Instance| CallError::Signature {
+        export: export.name.clone(),
+        found: export.function.ty(&instance.store).to_string(),
     };
     let how = match args {
-        Args::Numbers(values) => {
-            if !params.iter().chain(&results).all(is_number) {
-                return Err(signature());
+        Args::Numbers(numbers) => {
+            if !export.takes_numbers {
+                return Err(signature(instance));
             }
-            if values.len() != params.len() || values.len() > MAX_ARGUMENTS {
-                let takes = params.len();
-                let given = values.len();
+            let takes = export.params.len();
+            if numbers.len() != takes || numbers.len() > MAX_ARGUMENTS {
+                let (name, given) = (&export.name, numbers.len());
                 return Err(CallError::Arguments(format!(
-                    "the export {export:?} takes {takes} arguments, not {given}"
+                    "the export {name:?} takes {takes} arguments, not {given}"
                 )));
             }
-            let arguments = params.iter().zip(values.iter());
-            let arguments = arguments.map(|(ty, value)| number(ty, value));
-            How::Numbers {
-                arguments: arguments.collect::<Result<_, _>>()?,
-                results: results.len(),
+            let mut values = mem::take(&mut instance.exports.values);
+            values.clear();
+            for (ty, value) in export.params.iter().zip(numbers.iter()) {
+                values.push(number(ty, value)?);
             }
+            values.resize(takes + export.results, Val::I32(0));
+            How::Numbers(values)
         }
         Args::Bytes(bytes) => {
-            let words = |types: &[ValType]| types.iter().all(|ty| matches!(ty, ValType::I32));
-            let returns_in_memory = match (params.len(), results.len()) {
-                (2, 3) => false,
-                (3, 0) => true,
-                _ => return Err(signature()),
-            };
-            if !words(&params) || !words(&results) || instance.memory.is_none() {
-                return Err(signature());
+            if export.form.is_none() || instance.memory.is_none() {
+                return Err(signature(instance));
             }
             if u32::try_from(bytes.len()).is_err() {
                 return Err(CallError::Arguments("the request is too large".to_owned()));
             }
-            let mut allocator = None;
-            for name in ALLOCATORS {
-                allocator = allocator.or_else(|| find(store, name));
-            }
-            let is_allocator = |function: &Func| {
-                let ty = function.ty(&*store);
-                words(&ty.params().collect::<Vec<_>>())
-                    && words(&ty.results().collect::<Vec<_>>())
-                    && (ty.params().len(), ty.results().len()) == (1, 1)
-            };
-            let allocator = allocator.filter(is_allocator).ok_or_else(|| {
-                CallError::Arguments(
-                    "the guest exports no `us_alloc(i32) -> i32` to take bytes with".to_owned(),
-                )
-            })?;
-            let mut free = None;
-            for (name, arity) in [("us_free", 2), ("free", 1)] {
-                let Some(function) = find(store, name).filter(|_| free.is_none()) else {
-                    continue;
-                };
-                let ty = function.ty(&*store);
-                let fits = words(&ty.params().collect::<Vec<_>>())
-                    && (ty.params().len(), ty.results().len()) == (arity, 0);
-                free = fits.then_some((function, arity));
-            }
-            How::Bytes {
-                allocator,
-                free,
-                returns_in_memory,
-            }
+            How::Bytes(room(instance)?)
         }
     };
-    Ok(Prepared {
-        export: export.to_owned(),
+    Ok(Prepared { export, how })
+}
+
+fn known(instance: &mut Instance, name: &str) -> Result<Arc<Export>, CallError> {
+    let exports = &mut instance.exports;
+    if let Some(export) = exports.known.iter().find(|export| export.name == name) {
+        return Ok(export.clone());
+    }
+    let store = &mut instance.store;
+    let function = match name.starts_with(RESERVED) {
+        true => None,
+        false => instance.instance.get_func(&mut *store, name),
+    };
+    let function = function.ok_or_else(|| CallError::NoExport(name.to_owned()))?;
+    let ty = function.ty(&*store);
+    let returns = function.typed(&*store).map(Form::Returns);
+    let writes = || function.typed(&*store).map(Form::Writes);
+    let export = Arc::new(Export {
+        name: name.to_owned(),
         function,
-        how,
-    })
+        params: ty.params().collect(),
+        results: ty.results().len(),
+        takes_numbers: ty.params().chain(ty.results()).all(|ty| is_number(&ty)),
+        form: returns.or_else(|_| writes()).ok(),
+    });
+    if exports.known.len() < MAX_KNOWN {
+        exports.known.push(export.clone());
+    }
+    Ok(export)
+}
+
+fn room(instance: &mut Instance) -> Result<Arc<Room>, CallError> {
+    if let Some(room) = &instance.exports.room {
+        return Ok(room.clone());
+    }
+    let store = &mut instance.store;
+    let mut find = |name: &str| instance.instance.get_func(&mut *store, name);
+    let allocator = ALLOCATORS.into_iter().find_map(&mut find);
+    let (sized, plain) = (find("us_free"), find("free"));
+    let allocate = allocator.and_then(|function| function.typed(&*store).ok());
+    let allocate = allocate.ok_or_else(|| {
+        CallError::Arguments(
+            "the guest exports no `us_alloc(i32) -> i32` to take bytes with".to_owned(),
+        )
+    })?;
+    let sized = sized.and_then(|function| function.typed(&*store).ok());
+    let plain = plain.and_then(|function| function.typed(&*store).ok());
+    let free = sized.map(Free::Sized).or(plain.map(Free::Plain));
+    let room = Arc::new(Room { allocate, free });
+    instance.exports.room = Some(room.clone());
+    Ok(room)
 }
 
 /// Carries a prepared call out.
@@ -322,58 +366,46 @@ pub(crate) async fn perform<R>(
     args: Args<'_>,
     with: impl FnOnce(Outcome<'_>) -> R,
 ) -> Result<R, CallError> {
-    let Prepared {
-        export,
-        function,
-        how,
-    } = prepared;
+    let Prepared { export, how } = prepared;
+    let failed = |error| call_error(error, &export.name);
     match (how, args) {
-        (How::Numbers { arguments, results }, _) => {
-            let mut results = vec![Val::I32(0); results];
+        (How::Numbers(mut values), _) => {
+            let (arguments, results) = values.split_at_mut(export.params.len());
             let store = &mut instance.store;
-            match function.call_async(store, &arguments, &mut results).await {
-                Ok(()) => Ok(with(Outcome::Numbers(results.iter().map(json).collect()))),
+            let called = export.function.call_async(store, arguments, results).await;
+            let numbers = match called {
+                Ok(()) => results.iter().map(json).collect(),
                 // A command ends by exiting, which is no failure if it says so.
-                Err(error) if export == START && exit_code(&error) == Some(0) => {
-                    Ok(with(Outcome::Numbers(Vec::new())))
-                }
-                Err(error) => Err(call_error(error, &export)),
-            }
-        }
-        (
-            How::Bytes {
-                allocator,
-                free,
-                returns_in_memory,
-            },
-            Args::Bytes(bytes),
-        ) => {
-            let mut guest = Guest { instance, free };
-            let length = bytes.len() as u32;
-            let request = guest.allocate(allocator, length, "request").await?;
-            guest.write(request, bytes, "request")?;
-            let mut words = [Val::I32(0), Val::I32(0), Val::I32(0)];
-            let mut ret = 0;
-            let called = if returns_in_memory {
-                ret = guest
-                    .allocate(allocator, RETURN_AREA, "return area")
-                    .await?;
-                // A guest that returns without a word has answered nothing.
-                guest.write(ret, &[0; RETURN_AREA as usize], "return area")?;
-                let params = [ret, request, length].map(word);
-                function
-                    .call_async(&mut guest.instance.store, &params, &mut [])
-                    .await
-            } else {
-                let params = [request, length].map(word);
-                function
-                    .call_async(&mut guest.instance.store, &params, &mut words)
-                    .await
+                Err(error) if export.name == START && exit_code(&error) == Some(0) => Vec::new(),
+                Err(error) => return Err(failed(error)),
             };
-            called.map_err(|error| call_error(error, &export))?;
-            let [result, code, message] = match returns_in_memory {
-                true => guest.read_words(ret, "return area")?,
-                false => words.map(|word| word.i32().map_or(0, |word| word as u32)),
+            instance.exports.values = values;
+            Ok(with(Outcome::Numbers(numbers)))
+        }
+        (How::Bytes(room), Args::Bytes(bytes)) => {
+            let mut guest = Guest { instance, room };
+            let length = bytes.len() as u32;
+            let request = guest.allocate(length, "request").await?;
+            guest.write(request, bytes, "request")?;
+            let mut ret = 0;
+            let (result, code, message) = match &export.form {
+                Some(Form::Returns(function)) => {
+                    let store = &mut guest.instance.store;
+                    let called = function.call_async(store, (request, length)).await;
+                    called.map_err(failed)?
+                }
+                Some(Form::Writes(function)) => {
+                    ret = guest.allocate(RETURN_AREA, "return area").await?;
+                    // A guest that returns without a word has answered nothing.
+                    guest.write(ret, &[0; RETURN_AREA as usize], "return area")?;
+                    let store = &mut guest.instance.store;
+                    let called = function.call_async(store, (ret, request, length)).await;
+                    called.map_err(failed)?;
+                    let [result, code, message] = guest.read_words(ret, "return area")?;
+                    (result, code, message)
+                }
+                // `prepare` looked for one.
+                None => return Err(CallError::Spent),
             };
             let outcome = match code {
                 0 => Outcome::Bytes(guest.answer(result)?),
@@ -414,6 +446,9 @@ pub(crate) fn call_error(error: wasmtime::Error, export: &str) -> CallError {
     if error.downcast_ref::<OutOfSlices>().is_some() {
         return CallError::OutOfTime;
     }
+    if let Some(exhausted) = error.downcast_ref::<Exhausted>() {
+        return CallError::HostLimit(*exhausted);
+    }
     if let Some(code) = exit_code(&error) {
         return CallError::Exited(code);
     }
@@ -453,39 +488,33 @@ fn exit_code(error: &wasmtime::Error) -> Option<i32> {
 /// A guest's memory, as the host reads and writes it.
 struct Guest<'a> {
     instance: &'a mut Instance,
-    free: Option<(Func, usize)>,
+    room: Arc<Room>,
 }
 
 impl Guest<'_> {
     /// Room of the guest's own, at 0 if none is needed.
-    async fn allocate(
-        &mut self,
-        allocator: Func,
-        length: u32,
-        what: &'static str,
-    ) -> Result<u32, CallError> {
+    async fn allocate(&mut self, length: u32, what: &'static str) -> Result<u32, CallError> {
         if length == 0 {
             return Ok(0);
         }
         let store = &mut self.instance.store;
-        let mut pointer = [Val::I32(0)];
-        allocator
-            .call_async(store, &[word(length)], &mut pointer)
-            .await
-            .map_err(|error| call_error(error, ALLOCATORS[0]))?;
-        match pointer[0].i32().unwrap_or(0) as u32 {
+        let pointer = self.room.allocate.call_async(store, length).await;
+        match pointer.map_err(|error| call_error(error, ALLOCATORS[0]))? {
             0 => Err(CallError::NoMemory(length)),
             pointer => self.check(pointer, length, what).map(|()| pointer),
         }
     }
 
     async fn free(&mut self, pointer: u32, length: u32) -> Result<(), CallError> {
-        let (Some((free, arity)), true) = (self.free, pointer != 0) else {
+        if pointer == 0 {
             return Ok(());
-        };
-        let params = [word(pointer), word(length)];
+        }
         let store = &mut self.instance.store;
-        let freed = free.call_async(store, &params[..arity], &mut []).await;
+        let freed = match &self.room.free {
+            Some(Free::Sized(free)) => free.call_async(store, (pointer, length)).await,
+            Some(Free::Plain(free)) => free.call_async(store, pointer).await,
+            None => Ok(()),
+        };
         freed.map_err(|error| call_error(error, "us_free"))
     }
 
@@ -553,10 +582,6 @@ impl Guest<'_> {
         let text = &text[..end.unwrap_or(text.len())];
         Ok(String::from_utf8_lossy(text).into_owned())
     }
-}
-
-fn word(value: u32) -> Val {
-    Val::I32(value as i32)
 }
 
 fn is_number(ty: &ValType) -> bool {

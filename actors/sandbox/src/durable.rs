@@ -9,9 +9,10 @@
 //!        └─> failed ────> a new instance from the copy                               └─> image()
 //! ```
 //!
-//! The kernel says which pages were ever written; of those, the ones that differ from the copy (or, if
-//! there is none yet, from the module's image) have changed since the last call. Comparing is exact,
-//! where a hash would only be likely, and the copy is what a failed call is undone from.
+//! The kernel says which pages were written since the last call, or at least which ones may have been
+//! ([`dirty`](crate::dirty)); of those, the ones that differ from the copy (or, if there is none yet, from
+//! the module's image) have changed. Comparing is exact, where a hash would only be likely, and the copy
+//! is what a failed call is undone from.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -20,11 +21,12 @@ use tokio::task::yield_now;
 use wasmtime::{Func, Global, Ref, Table, Val};
 
 use crate::abi::{Args, CallError, Outcome};
+use crate::dirty::Watch;
 use crate::engine::{Compiled, Limits, PAGE_BYTES};
 use crate::instance::{Instance, Setup};
 use crate::rewrite::{Obstacle, Scalar};
 use crate::snapshot::{
-    Change, Delta, Image, NO_FUNCTION, PAGE, Rest, SnapshotError, TURN, Trailer, is_zero,
+    Change, Delta, Image, NO_FUNCTION, PAGE, Rest, SnapshotError, Sums, TURN, Trailer, is_zero,
 };
 use crate::wasi::Log;
 
@@ -58,6 +60,8 @@ pub enum DurableError {
 /// A guest whose state is kept.
 #[derive(Debug)]
 pub struct Durable {
+    // Before the instance, whose memory it must not outlive.
+    watch: Watch,
     instance: Instance,
     handles: Handles,
     /// The state as of the last call that ended well.
@@ -65,6 +69,8 @@ pub struct Durable {
     /// The number of the last delta that was taken, and what has changed since.
     sequence: u64,
     pending: Pending,
+    /// Of what is kept, as far as an image was made of it.
+    sums: Sums,
 }
 
 #[derive(Debug, Default)]
@@ -243,7 +249,8 @@ impl Durable {
             self.kept.rest.clone(),
             about.to_vec(),
         );
-        Ok(Image::write(self.instance.memory(), trailer).await)
+        let memory = self.instance.memory();
+        Ok(Image::write(memory, trailer, &mut self.sums).await)
     }
 
     /// The number of the last delta.
@@ -286,11 +293,13 @@ impl Durable {
         compiled.remember_image(&instance);
         let handles = Handles::of(&mut instance)?;
         Ok(Durable {
+            watch: compiled.engine().scanner().watch(),
             instance,
             handles,
             kept: Kept::default(),
             sequence: 0,
             pending: Pending::default(),
+            sums: Sums::default(),
         })
     }
 
@@ -316,6 +325,8 @@ impl Durable {
 
     /// A new instance in place of a spent one, in the state that is kept.
     async fn undo(&mut self) -> Result<(), DurableError> {
+        // The old memory's watch ends before that memory does.
+        self.watch = self.instance.compiled().engine().scanner().watch();
         self.instance.replace().await?;
         self.handles = Handles::of(&mut self.instance)?;
         self.settle().await?;
@@ -356,16 +367,18 @@ impl Durable {
         } else if kept.rest.memory_pages != 0 || !kept.pages.is_empty() {
             return Err(fault("its pages").into());
         }
-        handles.write(instance, &kept.rest, fault).await
+        handles.write(instance, &kept.rest, fault).await?;
+        // What was written here is what is kept: the next question is about what comes now.
+        self.watch.written(self.instance.memory())?;
+        Ok(())
     }
 
     /// Finds out what the last call changed, and keeps it.
     fn keep(&mut self) -> Result<(), DurableError> {
-        let rest = self.handles.read(&mut self.instance);
+        let rest = self.handles.read(&mut self.instance, &self.kept.rest);
         let memory = self.instance.memory();
-        let compiled = self.instance.compiled();
-        let written = compiled.engine().scanner().written(memory)?;
-        let image = compiled.remembered_image();
+        let written = self.watch.written(memory)?;
+        let image = self.instance.compiled().remembered_image();
         for number in written
             .iter()
             .flat_map(|range| range.start / PAGE..range.end.div_ceil(PAGE))
@@ -378,6 +391,7 @@ impl Durable {
                 if **kept != *page {
                     kept.copy_from_slice(page);
                     self.pending.pages.insert(number);
+                    self.sums.forget(number);
                 }
                 continue;
             }
@@ -390,6 +404,7 @@ impl Durable {
             if !is_as_in_image {
                 self.kept.pages.insert(number, page.into());
                 self.pending.pages.insert(number);
+                self.sums.forget(number);
             }
         }
         let before = &self.kept.rest;
@@ -444,9 +459,15 @@ impl Handles {
         Ok(handles)
     }
 
-    fn read(&self, instance: &mut Instance) -> Rest {
+    /// The state besides the memory, after a call that began with it as it was `before`.
+    fn read(&self, instance: &mut Instance, before: &Rest) -> Rest {
+        let wasi = instance.store.data_mut().wasi();
         let mut rest = Rest {
-            wasi: instance.store.data_mut().wasi().checkpoint(),
+            // With files in it this may be megabytes; and it is never empty once it was read.
+            wasi: match wasi.is_untouched() && !before.wasi.is_empty() {
+                true => before.wasi.clone(),
+                false => wasi.checkpoint(),
+            },
             ..Rest::default()
         };
         let store = &mut instance.store;

@@ -38,6 +38,14 @@ pub const CALL_SLICES: u32 = 100;
 /// second of work takes ten, somebody else's retry serves the caller better.
 pub const CALL_LIMIT: Duration = Duration::from_secs(10);
 
+/// How many functions of the host's one call may use: what the cheapest of them costs, so often, is a
+/// fifth of a second in which the node works for the guest.
+pub const HOST_CALLS: u32 = 4_000_000;
+
+/// How many bytes the host copies for one call: as long as that again, and more than a hundred times all
+/// the files that a guest may have.
+pub const HOST_BYTES: u64 = 1 << 30;
+
 /// The largest memory that any guest may have. A node with a thousand of them, all full, would not fit
 /// in anything; this is what one large script interpreter needs.
 pub const MAX_MEMORY: usize = 256 << 20;
@@ -77,6 +85,10 @@ pub struct Limits {
     pub slices: u32,
     /// Milliseconds that one call may take by the clock.
     pub call_ms: u32,
+    /// Functions of the host's that one call may use.
+    pub host_calls: u32,
+    /// Bytes that the host copies for one call.
+    pub host_bytes: u64,
 }
 
 impl Limits {
@@ -88,6 +100,8 @@ impl Limits {
             table_elements: self.table_elements.min(max.table_elements),
             slices: self.slices.min(max.slices),
             call_ms: self.call_ms.min(max.call_ms),
+            host_calls: self.host_calls.min(max.host_calls),
+            host_bytes: self.host_bytes.min(max.host_bytes),
         }
     }
 }
@@ -99,6 +113,8 @@ impl Default for Limits {
             table_elements: MAX_TABLE_ELEMENTS as u32,
             slices: CALL_SLICES,
             call_ms: CALL_LIMIT.as_millis() as u32,
+            host_calls: HOST_CALLS,
+            host_bytes: HOST_BYTES,
         }
     }
 }
@@ -168,6 +184,7 @@ impl Engine {
     /// # Errors
     /// See [`EngineError`].
     pub fn build(slots: u32, scanner: Scanner) -> Result<Engine, EngineError> {
+        tracing::info!(method = %scanner.method(), "how guests' written pages are found");
         let mut slots = slots.max(1);
         let wasmtime = loop {
             match wasmtime::Engine::new(&configuration(slots)) {

@@ -7,15 +7,18 @@
 //! A caller who goes away in the middle of a call (its future is dropped) leaves such a guest behind too.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until};
 use wasmtime::{
     Memory, PoolConcurrencyLimitError, Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline,
 };
 
-use crate::abi::{self, Args, CallError, Outcome};
+use crate::abi::{self, Args, CallError, Exports, Outcome};
 use crate::engine::{CALL_LIMIT, Compiled, Limits, MAX_MEMORY, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use crate::policy::{DenialSink, Policy};
 use crate::rewrite;
@@ -88,6 +91,7 @@ pub struct Instance {
     pub(crate) store: Store<Host>,
     pub(crate) instance: wasmtime::Instance,
     pub(crate) memory: Option<Memory>,
+    pub(crate) exports: Exports,
     compiled: Compiled,
     setup: Setup,
     is_spent: bool,
@@ -113,6 +117,7 @@ impl Instance {
             memory: memory(compiled, &mut store, &instance),
             store,
             instance,
+            exports: Exports::default(),
             compiled: compiled.clone(),
             setup,
             is_spent: false,
@@ -138,8 +143,7 @@ impl Instance {
             }
             Ok(())
         };
-        let run = timeout(limit, run).await;
-        run.unwrap_or(Err(CallError::Late(limit)))?;
+        within(limit, run).await?;
         self.is_spent = false;
         Ok(())
     }
@@ -153,6 +157,7 @@ impl Instance {
     pub(crate) async fn replace(&mut self) -> Result<(), CallError> {
         self.is_spent = true;
         self.memory = None;
+        self.exports = Exports::default();
         self.store = store(&self.compiled, &self.setup);
         self.instance = instantiate(&self.compiled, &mut self.store).await?;
         self.memory = memory(&self.compiled, &mut self.store, &self.instance);
@@ -181,8 +186,7 @@ impl Instance {
         // From here until it is proved to have ended well; a caller who goes away leaves it so.
         self.is_spent = true;
         let limit = self.wall_limit();
-        let done = timeout(limit, abi::perform(self, prepared, args, with)).await;
-        let outcome = done.unwrap_or(Err(CallError::Late(limit)))?;
+        let outcome = within(limit, abi::perform(self, prepared, args, with)).await?;
         self.is_spent = false;
         Ok(outcome)
     }
@@ -219,7 +223,7 @@ impl Instance {
 
     fn begin_call(&mut self) {
         let host = self.store.data_mut();
-        host.wasi.begin_call();
+        host.wasi.begin_call(&self.setup.limits);
         host.slices_left = self.setup.limits.slices.max(1);
         self.store.set_epoch_deadline(1);
     }
@@ -236,6 +240,25 @@ impl fmt::Debug for Instance {
             .field("is_spent", &self.is_spent)
             .finish_non_exhaustive()
     }
+}
+
+/// Waits no longer than that for a call. Most are done before their first slice ends: those take no timer.
+async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
+    let until = Instant::now() + limit;
+    let mut call = pin!(call);
+    let mut timer = None;
+    poll_fn(|context| {
+        if let Poll::Ready(done) = call.as_mut().poll(context) {
+            return Poll::Ready(done);
+        }
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        let late = timer.as_mut().poll(context);
+        late.map(|()| Err(CallError::Late(limit)))
+    })
+    .await
 }
 
 /// A call's slices are used up. Comes out of the guest as an error of the call.

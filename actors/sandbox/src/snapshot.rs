@@ -386,14 +386,15 @@ impl<'a> Image<'a> {
         Ok(())
     }
 
-    /// Writes an image of this memory, in turns with others. Zeros at its end are left out.
-    pub async fn write(memory: &[u8], mut trailer: Trailer) -> Vec<u8> {
+    /// Writes an image of this memory, in turns with others. Zeros at its end are left out. What `sums`
+    /// knows of the memory from an image before is not summed again.
+    pub async fn write(memory: &[u8], mut trailer: Trailer, sums: &mut Sums) -> Vec<u8> {
         let stored = &memory[..stored_len(memory)];
         let mut bytes = Vec::with_capacity(stored.len() + (64 << 10));
         trailer.sums.clear();
-        for piece in stored.chunks(TURN) {
+        for (nth, piece) in stored.chunks(TURN).enumerate() {
             bytes.extend_from_slice(piece);
-            trailer.sums.push(checksum(piece));
+            trailer.sums.push(sums.of(nth, piece));
             yield_now().await;
         }
         let trailer = cbor(&trailer);
@@ -404,6 +405,41 @@ impl<'a> Image<'a> {
         bytes.extend_from_slice(&sum.to_le_bytes());
         bytes.extend_from_slice(IMAGE_MAGIC);
         bytes
+    }
+}
+
+/// The checksums of one memory's pieces, as the last image of it had them.
+#[derive(Clone, Debug, Default)]
+pub struct Sums(Vec<Option<Sum>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Sum {
+    /// The piece at the end may be longer or shorter in the next image.
+    bytes: usize,
+    crc32c: u32,
+}
+
+impl Sums {
+    /// This page is another one now.
+    pub fn forget(&mut self, page: u32) {
+        if let Some(sum) = self.0.get_mut(page as usize / (TURN / PAGE)) {
+            *sum = None;
+        }
+    }
+
+    fn of(&mut self, nth: usize, piece: &[u8]) -> u32 {
+        let bytes = piece.len();
+        if self.0.len() <= nth {
+            self.0.resize(nth + 1, None);
+        }
+        match self.0[nth] {
+            Some(sum) if sum.bytes == bytes => sum.crc32c,
+            _ => {
+                let crc32c = checksum(piece);
+                self.0[nth] = Some(Sum { bytes, crc32c });
+                crc32c
+            }
+        }
     }
 }
 
@@ -478,7 +514,7 @@ mod tests {
         let mut memory = vec![0; 40 * PAGE_BYTES as usize];
         memory[70_000] = 1;
         memory[17 * PAGE_BYTES as usize] = 1;
-        Image::write(&memory, trailer).await
+        Image::write(&memory, trailer, &mut Sums::default()).await
     }
 
     async fn read(bytes: &[u8]) -> Result<Image<'_>, SnapshotError> {

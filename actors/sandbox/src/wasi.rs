@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use minicbor::{Decode, Encode};
 use sha2::{Digest, Sha256};
 
+use crate::engine::Limits;
 use crate::files::{FIRST_FD, Files, Refused};
 use crate::policy::{
     Clock, DENIALS_MAX, Denial, DenialSink, LOG_BYTES_MAX, Output, PATH_BYTES_MAX, Policy,
@@ -145,6 +146,16 @@ impl Errno {
 #[error("the guest exited with code {0}")]
 pub struct Exit(pub i32);
 
+/// What the host does for one call is used up: what that call fails with. The instance is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the guest had the host do more than one call may: {what}, {most} of them at most")]
+pub struct Exhausted {
+    /// Of what.
+    pub what: &'static str,
+    /// How much there was of it.
+    pub most: u64,
+}
+
 /// What a guest wrote during one call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Log {
@@ -165,6 +176,47 @@ pub struct Wasi {
     began: u64,
     log: Log,
     denials: u32,
+    budget: Budget,
+}
+
+/// What the host still does for this call.
+#[derive(Clone, Copy, Default)]
+struct Budget {
+    calls: u32,
+    bytes: u64,
+    calls_at_most: u32,
+    bytes_at_most: u64,
+}
+
+impl Budget {
+    fn of(limits: &Limits) -> Budget {
+        Budget {
+            calls: limits.host_calls,
+            bytes: limits.host_bytes,
+            calls_at_most: limits.host_calls,
+            bytes_at_most: limits.host_bytes,
+        }
+    }
+
+    /// One more function.
+    fn call(&mut self) -> Result<(), Exhausted> {
+        let left = self.calls.checked_sub(1).ok_or(Exhausted {
+            what: "functions used",
+            most: self.calls_at_most.into(),
+        })?;
+        self.calls = left;
+        Ok(())
+    }
+
+    /// So many bytes, which were copied: no single function copies many.
+    fn copied(&mut self, bytes: u64) -> Result<(), Exhausted> {
+        let left = self.bytes.checked_sub(bytes).ok_or(Exhausted {
+            what: "bytes copied",
+            most: self.bytes_at_most,
+        })?;
+        self.bytes = left;
+        Ok(())
+    }
 }
 
 /// What is checkpointed.
@@ -205,6 +257,7 @@ impl Wasi {
             began: boot_nanos(),
             log: Log::default(),
             denials: 0,
+            budget: Budget::of(&Limits::default()),
         }
     }
 
@@ -222,15 +275,23 @@ impl Wasi {
     /// All that is behind the guest's calls, as bytes: its clock, its chance, its files and
     /// descriptors. Not the log, which belongs to one call.
     pub fn checkpoint(&self) -> Vec<u8> {
-        let mut state = self.state.clone();
-        if self.policy.clock == Clock::Real {
-            state.lived = self.lived_really();
+        if self.policy.clock != Clock::Real {
+            return minicbor::to_vec(&self.state).unwrap_or_default();
         }
+        let mut state = self.state.clone();
+        state.lived = self.lived_really();
         minicbor::to_vec(state).unwrap_or_default()
     }
 
-    /// A call begins: the log is empty again, and denials are told again.
-    pub fn begin_call(&mut self) {
+    /// Whether [`Wasi::checkpoint`] gives what it gave before the call began: the guest has asked the host
+    /// for nothing, and no time has passed by its clock.
+    pub fn is_untouched(&self) -> bool {
+        self.budget.calls == self.budget.calls_at_most && self.policy.clock != Clock::Real
+    }
+
+    /// A call begins, with these limits: the log is empty again, and denials are told again.
+    pub fn begin_call(&mut self, limits: &Limits) {
+        self.budget = Budget::of(limits);
         self.log = Log::default();
         self.denials = 0;
     }
@@ -245,14 +306,14 @@ impl Wasi {
         self.denials
     }
 
-    fn denied(&mut self, call: &str, wanted: impl Into<String>) -> Errno {
+    fn denied(&mut self, call: &str, wanted: impl std::fmt::Display) -> Errno {
         self.denials = self.denials.saturating_add(1);
         if self.denials <= DENIALS_MAX {
             (self.sink)(Denial {
                 tenant: self.tenant.clone(),
                 sandbox: self.sandbox.clone(),
                 call: call.to_owned(),
-                wanted: wanted.into(),
+                wanted: wanted.to_string(),
                 errno: Errno::ACCES.0,
             });
         }
@@ -265,7 +326,7 @@ impl Wasi {
             Refused::Errno(errno) => errno,
             Refused::Denied => {
                 let shown = &path[..path.len().min(PATH_BYTES_MAX)];
-                self.denied(call, String::from_utf8_lossy(shown).into_owned())
+                self.denied(call, String::from_utf8_lossy(shown))
             }
         }
     }
@@ -273,7 +334,7 @@ impl Wasi {
     /// A descriptor that is not there, of a guest that was granted no folder, is reaching for one.
     fn no_folder(&mut self, call: &str, fd: u32) -> Result<(), Errno> {
         match self.state.files.is_empty() && fd >= FIRST_FD {
-            true => Err(self.denied(call, format!("descriptor {fd}"))),
+            true => Err(self.denied(call, format_args!("descriptor {fd}"))),
             false => Ok(()),
         }
     }
@@ -326,8 +387,8 @@ impl Wasi {
         }
         match self.policy.random {
             Random::Denied => {
-                let wanted = format!("{} bytes", into.len());
-                Err(self.denied("random_get", wanted))
+                let length = into.len();
+                Err(self.denied("random_get", format_args!("{length} bytes")))
             }
             Random::Seeded(seed) => {
                 for chunk in into.chunks_mut(32) {
@@ -354,8 +415,8 @@ impl Wasi {
         }
     }
 
-    /// Standard output or error takes bytes.
-    fn write_log(&mut self, fd: u32, bytes: &[u8]) -> Result<(), Errno> {
+    /// Standard output or error takes bytes, and keeps as many as it says.
+    fn write_log(&mut self, fd: u32, bytes: &[u8]) -> Result<usize, Errno> {
         if self.policy.output == Output::Denied {
             let name = if fd == 1 {
                 "standard output"
@@ -368,7 +429,7 @@ impl Wasi {
         let (kept, dropped) = bytes.split_at(bytes.len().min(room));
         self.log.bytes.extend_from_slice(kept);
         self.log.dropped += dropped.len() as u64;
-        Ok(())
+        Ok(kept.len())
     }
 }
 

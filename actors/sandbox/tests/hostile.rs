@@ -13,7 +13,7 @@ use common::Shelf;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use understudy_sandbox::abi::CallError;
-use understudy_sandbox::engine::CompileError;
+use understudy_sandbox::engine::{CompileError, HOST_BYTES, HOST_CALLS};
 use understudy_sandbox::library::LoadError;
 use understudy_sandbox::module::{Module, ModuleHash, ModuleId};
 use understudy_sandbox::policy::{
@@ -22,6 +22,7 @@ use understudy_sandbox::policy::{
 use understudy_sandbox::pool::{
     FunctionAnswer, FunctionArgs, FunctionCall, FunctionError, FunctionOutcome, Functions,
 };
+use understudy_sandbox::wasi::Exhausted;
 use understudy_sandbox::{Engine, Library, Limits};
 use understudy_supervision::clock;
 
@@ -86,6 +87,8 @@ impl Node {
             table_elements: 1_000,
             slices: 20,
             call_ms: 2_000,
+            host_calls: HOST_CALLS,
+            host_bytes: HOST_BYTES,
         };
         let call = FunctionCall {
             export: export.to_owned(),
@@ -309,17 +312,49 @@ async fn host_functions_give_no_more_than_their_limits() {
         results(node.attack("open", json!([])).await),
         [opened, mfile]
     );
-    // Without grants the same are denied, and told; but not a hundred thousand times.
+    // Without grants the same are denied, and told; but not twenty thousand times.
     let none = Policy::default();
     let reach = node
         .call("hostile@1.0.0", &none, "reach", numbers(json!([])))
         .await;
-    assert_eq!(reach.unwrap().denied, 100_000);
+    assert_eq!(reach.unwrap().denied, 20_000);
     assert_eq!(node.told.load(Ordering::Relaxed), u64::from(DENIALS_MAX));
     let denied = node
         .call("hostile@1.0.0", &none, "open", numbers(json!([])))
         .await;
     assert_eq!(results(denied), [0, 2], "EACCES");
+    node.neighbour(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_host_does_only_so_much_for_one_call() {
+    let node = node(&[]);
+    let limits = Limits {
+        host_calls: 1_000,
+        host_bytes: 100_000,
+        ..Limits::default()
+    };
+    let ask = async |times: u32, bytes: u32| {
+        let call = FunctionCall {
+            export: "ask".to_owned(),
+            args: numbers(json!([times, bytes])),
+            deadline: clock::now() + Duration::from_secs(8),
+        };
+        let (id, policy) = ("hostile@1.0.0".parse().unwrap(), granted());
+        let called = node
+            .functions
+            .call("hostile", &id, None, (&policy, limits), call);
+        called.await
+    };
+    let exhausted = |what, most| CallError::HostLimit(Exhausted { what, most });
+    assert_eq!(results(ask(1_000, 100).await), [0; 0]);
+    let calls = failed(ask(1_001, 1).await);
+    assert_eq!(calls, exhausted("functions used", 1_000));
+    assert_eq!(calls.code(), "quota_exceeded");
+    let bytes = failed(ask(2, 50_001).await);
+    assert_eq!(bytes, exhausted("bytes copied", 100_000));
+    // What is refused is not copied.
+    assert_eq!(results(ask(10, 65_537).await), [0; 0]);
     node.neighbour(1).await;
 }
 

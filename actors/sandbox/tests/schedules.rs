@@ -133,6 +133,7 @@ async fn the_same_holds_for_a_guest_with_goroutines_and_a_garbage_collector() {
 #[tokio::test]
 async fn the_same_holds_where_the_kernel_does_not_say_what_was_written() {
     all(common::comparing(), SCHEDULES / 10).await;
+    all(common::scanning(), SCHEDULES / 10).await;
 }
 
 /// What the schedules prove would be worth little if a guest without its globals answered as well.

@@ -24,7 +24,7 @@ pub fn add_to_linker<T: Send + 'static>(
     /// Defines one: what follows has the memory and the WASI as a [`View`].
     macro_rules! define {
         ($name:literal, |$view:ident $(, $arg:ident: $ty:ty)*| $body:expr) => {
-            linker.func_wrap(MODULE, $name, move |mut caller: Caller<'_, T> $(, $arg: $ty)*| -> i32 {
+            linker.func_wrap(MODULE, $name, move |mut caller: Caller<'_, T> $(, $arg: $ty)*| -> wasmtime::Result<i32> {
                 answer(&mut caller, get, |$view: &mut View<'_>| -> Result<(), Errno> { $body })
             })?;
         };
@@ -65,7 +65,9 @@ pub fn add_to_linker<T: Send + 'static>(
     });
     define!("random_get", |v, at: u32, len: u32| {
         let range = v.range(at, len)?;
-        v.wasi.fill_random(&mut v.memory[range])
+        v.wasi.fill_random(&mut v.memory[range])?;
+        v.copied += u64::from(len);
+        Ok(())
     });
     define!("sched_yield", |_v| Ok(()));
     define!("proc_raise", |_v, _signal: u32| Err(Errno::NOSYS));
@@ -286,22 +288,27 @@ fn answer<T: 'static>(
     caller: &mut Caller<'_, T>,
     get: fn(&mut T) -> &mut Wasi,
     call: impl FnOnce(&mut View<'_>) -> Result<(), Errno>,
-) -> i32 {
+) -> wasmtime::Result<i32> {
+    get(caller.data_mut()).budget.call()?;
     // The one that preview 1 asks for; or, of a module that hides it, the name that it has for us.
     let memory = caller.get_export("memory");
     let memory = memory.or_else(|| caller.get_export(rewrite::MEMORY));
     let Some(Extern::Memory(memory)) = memory else {
-        return Errno::FAULT.0.into();
+        return Ok(Errno::FAULT.0.into());
     };
     let (memory, data) = memory.data_and_store_mut(caller);
     let mut view = View {
         memory,
         wasi: get(data),
+        copied: 0,
     };
-    match call(&mut view) {
+    let done = call(&mut view);
+    let copied = view.copied;
+    view.wasi.budget.copied(copied)?;
+    Ok(match done {
         Ok(()) => 0,
         Err(errno) => errno.0.into(),
-    }
+    })
 }
 
 /// Defines a function that is denied always, with the type that preview 1 gives it.
@@ -318,7 +325,9 @@ fn define_refused<T: Send + 'static>(
     });
     let ty = FuncType::new(linker.engine(), types, [ValType::I32]);
     linker.func_new(MODULE, name, ty, move |mut caller, _, results| {
-        let errno = get(caller.data_mut()).denied(name, "what is never granted");
+        let wasi = get(caller.data_mut());
+        wasi.budget.call()?;
+        let errno = wasi.denied(name, "what is never granted");
         results[0] = Val::I32(errno.0.into());
         Ok(())
     })?;
@@ -331,16 +340,16 @@ async fn poll<T: Send + 'static>(
     caller: &mut Caller<'_, T>,
     get: fn(&mut T) -> &mut Wasi,
     (subscriptions, out, count, told): (u32, u32, u32, u32),
-) -> i32 {
+) -> wasmtime::Result<i32> {
     let mut waits = Waits::default();
     let read = answer(caller, get, |view| {
         view.range(told, 4)?;
         view.range(out, count.saturating_mul(32))?;
         waits = view.subscriptions(subscriptions, count)?;
         Ok(())
-    });
+    })?;
     if read != 0 {
-        return read;
+        return Ok(read);
     }
     if waits.ready.is_empty() {
         let first = waits

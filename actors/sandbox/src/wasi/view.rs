@@ -11,6 +11,8 @@ use crate::policy::{BUFFERS_MAX, COPY_BYTES_MAX, PATH_BYTES_MAX, SUBSCRIPTIONS_M
 pub(super) struct View<'a> {
     pub(super) memory: &'a mut [u8],
     pub(super) wasi: &'a mut Wasi,
+    /// Bytes that were copied for it.
+    pub(super) copied: u64,
 }
 
 impl View<'_> {
@@ -31,6 +33,7 @@ impl View<'_> {
     pub(super) fn put(&mut self, at: u32, bytes: &[u8]) -> Result<(), Errno> {
         let range = self.range(at, bytes.len() as u32)?;
         self.memory[range].copy_from_slice(bytes);
+        self.copied += bytes.len() as u64;
         Ok(())
     }
 
@@ -133,10 +136,13 @@ impl View<'_> {
             let bytes = &self.memory[range];
             let done = match fd {
                 1 | 2 => self.wasi.write_log(fd, bytes),
-                _ => self.wasi.state.files.write(fd, at, bytes),
+                _ => {
+                    let done = self.wasi.state.files.write(fd, at, bytes);
+                    done.map(|()| bytes.len())
+                }
             };
             match done {
-                Ok(()) => {}
+                Ok(copied) => self.copied += copied as u64,
                 // What was written before counts: the guest comes again for the rest.
                 Err(_) if written > 0 => break,
                 Err(errno) => return Err(errno),
@@ -168,6 +174,7 @@ impl View<'_> {
             let some = bytes.len();
             self.memory[range.start..range.start + some].copy_from_slice(bytes);
             read += some as u32;
+            self.copied += some as u64;
             at = at.map(|at| at.saturating_add(some as u64));
             if some < wanted {
                 break;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use understudy_protocol::id::{ChildId, IncarnationId};
 use understudy_protocol::wire::envelope::CallKey;
 use understudy_sandbox::Engine;
-use understudy_sandbox::dirty::Scanner;
+use understudy_sandbox::dirty::{Method, Scanner};
 use understudy_sandbox::module::{Module, ModuleError, ModuleId, ModuleSource};
 use understudy_sandbox::threads::GuestThreads;
 use understudy_supervision::{Checkpoint, Child, Context, Handled, Kind, Request, StartError};
@@ -56,7 +56,16 @@ pub fn engine() -> Engine {
 /// One that compares all pages, as on an old kernel.
 pub fn comparing() -> Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
-    let engine = ENGINE.get_or_init(|| Engine::build(32, Scanner::comparing()).unwrap());
+    let scanner = || Scanner::at_most(Method::Comparing);
+    let engine = ENGINE.get_or_init(|| Engine::build(32, scanner()).unwrap());
+    engine.clone()
+}
+
+/// One that asks which pages were ever written, as where watching them is forbidden.
+pub fn scanning() -> Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    let scanner = || Scanner::at_most(Method::Scanning);
+    let engine = ENGINE.get_or_init(|| Engine::build(32, scanner()).unwrap());
     engine.clone()
 }
 
