@@ -18,6 +18,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
@@ -29,10 +30,10 @@ use understudy_browser::session::{self, Given, Sessions, Told};
 use understudy_browser::tunnel::{self, End, Frame, Hello};
 use understudy_config::BrowserConfig;
 use understudy_control::handle::{Handle, View};
-use understudy_control::tunnels::{Incoming, Tunnel};
 use understudy_protocol::id::{ChildId, NodeId};
 use understudy_supervision::clock;
 use understudy_supervision::driver::Kinds;
+use understudy_transport::net::{RequestRefused, Tunnel};
 use understudy_warden::WardenClient;
 
 use crate::guests::Teller;
@@ -45,6 +46,13 @@ pub(crate) struct Browsers {
     handle: Arc<OnceLock<Handle>>,
     program: PathBuf,
     profiles: PathBuf,
+}
+
+/// A client that came over from a gateway.
+struct Incoming {
+    from: NodeId,
+    header: Bytes,
+    tunnel: Tunnel,
 }
 
 /// Why sessions cannot run on a node.
@@ -159,15 +167,23 @@ impl Browsers {
         let _ = self.handle.set(handle);
     }
 
-    /// Serves the clients that come over from other gateways, and from this node's own, until `incoming`
-    /// ends; keeps what pages may not reach up to date with the peers.
+    /// Serves the clients that come over from other gateways, and from this node's own, for as long as it
+    /// is polled; keeps what pages may not reach up to date with the peers.
     pub(crate) fn serve(
         &self,
         handle: Handle,
         own: Vec<SocketAddr>,
-        mut incoming: mpsc::Receiver<Incoming>,
     ) -> impl Future<Output = ()> + Send + 'static {
         let (sessions, policy) = (self.sessions.clone(), self.policy.clone());
+        let (came, mut incoming) = mpsc::channel(INCOMING_MAX);
+        handle.take_tunnels(Arc::new(move |from, header, tunnel| {
+            let incoming = Incoming {
+                from,
+                header,
+                tunnel,
+            };
+            came.try_send(incoming).map_err(|_| RequestRefused::Full)
+        }));
         async move {
             let mut serving = JoinSet::new();
             let mut peers = tokio::time::interval(PEERS_AGAIN);
@@ -224,11 +240,9 @@ async fn client(sessions: Sessions, incoming: Incoming) {
     let Incoming {
         from,
         header,
-        tunnel: Tunnel {
-            reader,
-            mut writer,
-        },
+        tunnel,
     } = incoming;
+    let (reader, mut writer) = tokio::io::split(tunnel);
     let refuse = |reason: String| End { code: 1011, reason };
     let hello = Hello::decode(&header);
     let named = hello.and_then(|hello| {
@@ -251,7 +265,7 @@ async fn client(sessions: Sessions, incoming: Incoming) {
         }
     };
     debug!(%child, %from, "a client is served");
-    let greeting = Frame::Text(bytes::Bytes::new());
+    let greeting = Frame::Text(Bytes::new());
     if tunnel::write(&mut writer, &greeting).await.is_err() {
         return;
     }
@@ -333,6 +347,9 @@ const PASSED_BY_ALL: u32 = 0o711;
 
 /// Messages of one client on their way: the browser's own queue is behind it.
 const MESSAGES_MAX: usize = 64;
+
+/// Clients that were taken and not looked at yet: each is within a millisecond.
+const INCOMING_MAX: usize = 64;
 
 /// Between two looks at where peers listen.
 const PEERS_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);

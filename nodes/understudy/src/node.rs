@@ -52,6 +52,9 @@ pub struct Node {
     contents: ContentsTask,
     heart: HeartThread,
     tasks: JoinSet<()>,
+    /// Ended when it is dropped.
+    _beside: JoinSet<()>,
+    _browsers: Browsers,
     /// Ended when it is dropped: what was not heard is sent by the next start.
     resends: JoinSet<()>,
     stop_gateway: oneshot::Sender<()>,
@@ -363,7 +366,11 @@ impl Node {
             },
         );
         guests.know(handle.clone());
+        let own = vec![config.transport.listen, heart_address];
+        browsers.know(handle.clone(), &own);
         let mut tasks = JoinSet::new();
+        let mut beside = JoinSet::new();
+        beside.spawn(browsers.serve(handle.clone(), own));
         let mut resends = JoinSet::new();
         resends.spawn(resend(handle.clone(), notes));
 
@@ -399,6 +406,8 @@ impl Node {
             contents: contents_task,
             heart,
             tasks,
+            _beside: beside,
+            _browsers: browsers,
             resends,
             stop_gateway,
             stopping,

@@ -31,9 +31,9 @@ use tokio::time::Instant;
 use understudy_browser::session::{About, KIND};
 use understudy_browser::tunnel::{self, End, Frame, HEARD_BYTES_MAX, Hello, RELEASED, SAID_BYTES_MAX};
 use understudy_control::handle::{Answered, View};
-use understudy_control::tunnels::Tunnel;
 use understudy_protocol::id::ChildId;
 use understudy_protocol::wire::replica::Scope;
+use understudy_transport::net::Tunnel;
 
 use super::{
     Gateway, NODE, Name, Params, TenantOf, change, gone, json as read_json, limited, name_of,
@@ -359,7 +359,7 @@ async fn attached(
             .open_tunnel(answered.node, hello.encode(), TUNNEL_PATIENCE);
         match opened.await {
             Ok(mut tunnel) => {
-                let greeting = tunnel::read(&mut tunnel.reader, GREETING_BYTES_MAX);
+                let greeting = tunnel::read(&mut tunnel, GREETING_BYTES_MAX);
                 match tokio::time::timeout(TUNNEL_PATIENCE, greeting).await {
                     Ok(Ok(Some(Frame::Text(_)))) => return Ok(tunnel),
                     Ok(Ok(Some(Frame::End(end)))) => why = end.reason,
@@ -381,10 +381,7 @@ async fn attached(
 /// Carries messages until one side is done, and closes the connection with the reason.
 async fn serve(socket: WebSocket, tunnel: Tunnel, mut stop: watch::Receiver<bool>) -> Served {
     let (mut sink, mut stream) = socket.split();
-    let Tunnel {
-        mut reader,
-        mut writer,
-    } = tunnel;
+    let (mut reader, mut writer) = tokio::io::split(tunnel);
     let hear = async {
         while let Some(message) = stream.next().await {
             let text = match message {
