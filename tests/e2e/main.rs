@@ -13,6 +13,7 @@ mod large;
 mod links;
 mod remembered;
 mod sandbox;
+mod session;
 mod story;
 mod table;
 

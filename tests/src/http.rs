@@ -63,6 +63,14 @@ impl Client {
             .with_context(|| format!("PUT {server}{path}"))
     }
 
+    /// Takes something away, reads JSON.
+    pub async fn delete(&self, server: &str, path: &str) -> Result<Value> {
+        let request = self.inner.delete(format!("{server}{path}"));
+        self.json(request)
+            .await
+            .with_context(|| format!("DELETE {server}{path}"))
+    }
+
     async fn json(&self, request: reqwest::RequestBuilder) -> Result<Value> {
         let request = request.bearer_auth(&self.token).timeout(REQUEST_LIMIT);
         let response = request.send().await?;
