@@ -52,7 +52,7 @@ pub type Denials = Arc<dyn Fn(Denied) + Send + Sync>;
 /// Something that a page may not reach was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denied {
-    /// The host, as the browser asked for it.
+    /// The host, as a browser reads it: a name in lower case, or an address in its usual form.
     pub host: String,
     /// The port.
     pub port: u16,

@@ -13,10 +13,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use understudy_protocol::cluster::directory::{Command, Directory};
 use understudy_protocol::id::{ChildId, Epoch, IncarnationId, NodeId, Seq, StoreId, UnitId};
 use understudy_protocol::time::Time;
+use understudy_transport::net::{RequestError, Tunnel};
 
 use crate::agents::Agents;
 use crate::events::{EventStream, Events};
 use crate::listing::{Children, ChildrenOf};
+use crate::tunnels::{TakeTunnel, Taker, Tunnels};
 
 /// A node, for whoever lives in its process. Cheap to clone.
 #[derive(Clone)]
@@ -25,6 +27,7 @@ pub struct Handle {
     view: watch::Receiver<Arc<View>>,
     events: Events,
     agents: Agents,
+    tunnels: Tunnels,
 }
 
 /// What a node knows, at one moment.
@@ -194,19 +197,29 @@ pub enum Ask {
 }
 
 impl Handle {
-    /// A handle of whoever answers `asks` and keeps `view` true.
+    /// A handle of whoever answers `asks` and keeps `view` true. It has no way to other nodes.
     pub fn new(
         asks: mpsc::Sender<Ask>,
         view: watch::Receiver<Arc<View>>,
         events: Events,
     ) -> Handle {
         let agents = Agents::none();
+        let tunnels = Tunnels {
+            me: view.borrow().node,
+            net: None,
+            taker: Taker::default(),
+        };
         Handle {
             asks,
             view,
             events,
             agents,
+            tunnels,
         }
+    }
+
+    pub(crate) fn with_tunnels(self, tunnels: Tunnels) -> Handle {
+        Handle { tunnels, ..self }
     }
 
     pub(crate) fn with_agents(self, agents: Agents) -> Handle {
@@ -318,6 +331,24 @@ impl Handle {
         let formed = |view: &View| view.directory.is_formed();
         let seen = self.wait_for(FORM_PATIENCE, formed).await;
         seen.map(|_| ()).ok_or(FormError::TimedOut(FORM_PATIENCE))
+    }
+
+    /// A tunnel to whoever takes those of `node`, which may be this node itself: then it stays within
+    /// the process. `header` says what for, in
+    /// [`TUNNEL_HEADER_BYTES_MAX`](understudy_transport::net::TUNNEL_HEADER_BYTES_MAX) at most.
+    pub async fn open_tunnel(
+        &self,
+        node: NodeId,
+        header: Bytes,
+        patience: Duration,
+    ) -> Result<Tunnel, RequestError> {
+        self.tunnels.open(node, header, patience).await
+    }
+
+    /// Has `take` get every tunnel that comes to this node from now on, in place of whoever got them.
+    /// Until the first of them, and after the node's end, none is taken.
+    pub fn take_tunnels(&self, take: TakeTunnel) {
+        self.tunnels.taker.set(Some(take));
     }
 
     /// What happened after the event with this number (of the last [`crate::events::HISTORY_MAX`]),

@@ -17,4 +17,5 @@ pub mod journal;
 pub mod listing;
 pub mod raft;
 mod realtime;
+pub mod tunnels;
 pub mod wakeups;

@@ -15,12 +15,15 @@ use understudy_protocol::cluster::directory::Entry;
 use understudy_protocol::id::NodeId;
 use understudy_protocol::wire::codec::{DecodeError, Frame, MessageType, decode_whole};
 use understudy_protocol::wire::heart::HeartMessage;
-use understudy_transport::net::{Full, Hello, Inbox, PeerChange, PeerStream, RequestRefused};
+use understudy_transport::net::{
+    Full, Hello, Inbox, PeerChange, PeerStream, RequestRefused, Tunnel,
+};
 
 use super::Input;
 use crate::contents::{Contents, FETCH_CHUNKS};
 use crate::listing::{self, ChildrenOf};
 use crate::raft::{self, RaftRequests};
+use crate::tunnels::Taker;
 
 /// The receiving side of one node.
 pub struct CoreInbox {
@@ -31,6 +34,7 @@ pub struct CoreInbox {
     pub(super) peers: watch::Sender<BTreeMap<NodeId, Hello>>,
     /// For the control plane.
     pub(super) streams: mpsc::Sender<PeerStream>,
+    pub(super) taker: Taker,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Bytes, RequestRefused>> + Send>>;
@@ -144,6 +148,10 @@ impl Inbox for CoreInbox {
         if self.streams.try_send(stream).is_err() {
             debug!(%from, "too many control streams wait to be taken");
         }
+    }
+
+    fn tunnel(&self, from: NodeId, header: Bytes, tunnel: Tunnel) -> Result<(), RequestRefused> {
+        self.taker.take(from, header, tunnel)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::contents::Contents;
 use crate::handle::Handle;
 use crate::journal;
 use crate::raft::RaftRequests;
+use crate::tunnels::{Taker, Tunnels};
 
 /// What stays the same for one start of a node.
 #[derive(Clone)]
@@ -103,6 +104,7 @@ pub struct InboxEnds {
     fetched: mpsc::Sender<Input>,
     peers: watch::Receiver<BTreeMap<NodeId, Hello>>,
     streams: mpsc::Receiver<PeerStream>,
+    taker: Taker,
 }
 
 /// The running core.
@@ -110,6 +112,7 @@ pub struct CoreTask {
     task: JoinSet<Core>,
     stop: oneshot::Sender<()>,
     links: LinkTask,
+    taker: Taker,
 }
 
 /// Where the core's own store answers, and what a [`CoreInbox`] is made of.
@@ -118,6 +121,7 @@ pub struct InboxStart {
     lanes: mpsc::Sender<Input>,
     peers: watch::Sender<BTreeMap<NodeId, Hello>>,
     streams: mpsc::Sender<PeerStream>,
+    taker: Taker,
 }
 
 /// The two sides of an inbox: what puts in, and what the core reads.
@@ -130,11 +134,13 @@ pub fn inbox() -> (InboxStart, InboxEnds) {
         fetched: lanes.clone(),
         peers: peers_end,
         streams: streams_end,
+        taker: Taker::default(),
     };
     let start = InboxStart {
         lanes,
         peers,
         streams,
+        taker: ends.taker.clone(),
     };
     (start, ends)
 }
@@ -154,6 +160,7 @@ impl InboxStart {
             raft,
             peers: self.peers,
             streams: self.streams,
+            taker: self.taker,
         }
     }
 }
@@ -185,6 +192,11 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         streams: parts.inbox.streams,
         peers: parts.inbox.peers.clone(),
         exits: exits_end,
+    };
+    let tunnels = Tunnels {
+        me: config.node,
+        net: Some(parts.net.clone()),
+        taker: parts.inbox.taker.clone(),
     };
     let events = Events::default();
     let directory = Arc::new(Directory::default());
@@ -246,14 +258,23 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
     };
     let mut task = JoinSet::new();
     task.spawn(core.run(inputs));
-    let (handle, links) = agents::start(links, Handle::new(asks, view_end, events));
-    (handle, CoreTask { task, stop, links })
+    let handle = Handle::new(asks, view_end, events).with_tunnels(tunnels);
+    let (handle, links) = agents::start(links, handle);
+    let core = CoreTask {
+        task,
+        stop,
+        links,
+        taker: parts.inbox.taker,
+    };
+    (handle, core)
 }
 
 impl CoreTask {
     /// Ends the core and everything that it started. Children are stopped; what they had not
     /// acknowledged is lost with them.
     pub async fn stop(mut self) {
+        // Whoever takes tunnels may hold a handle, which holds the network, which holds the taker.
+        self.taker.set(None);
         // It acts through the core, so it goes first.
         self.links.stop().await;
         let _ = self.stop.send(());
