@@ -10,11 +10,13 @@
 
 pub mod cdp;
 pub mod client;
+pub mod door;
 pub mod filter;
 pub mod jail;
 pub mod process;
 
 pub use cdp::{Cdp, CdpError, Event, Heard, Reply, Root};
 pub use client::{Ended, serve};
+pub use door::Door;
 pub use jail::Jail;
 pub use process::{Browser, BrowserError, BrowserSetup};

@@ -119,7 +119,7 @@ impl World {
         let place = Place::new();
         let browser = place.browser().await;
         let folder = tempfile::tempdir().unwrap();
-        let jail = jailed::session(&browser, folder.path()).await;
+        let jail = jailed::session_with_door(&browser, folder.path()).await;
         let (pages, served) = jailed::pages().await;
         World {
             bridge: Bridge::new(browser.cdp(), &jail).await,

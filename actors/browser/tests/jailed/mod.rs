@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use understudy_browser::{Browser, Ended, Jail, serve};
+use understudy_browser::{Browser, Door, Ended, Jail, serve};
 
 /// A session: a context of its own, and a folder.
 pub async fn session(browser: &Browser, downloads: &Path) -> Arc<Jail> {
@@ -26,6 +26,13 @@ pub async fn session(browser: &Browser, downloads: &Path) -> Arc<Jail> {
         .unwrap();
     let context = made["browserContextId"].as_str().unwrap().to_owned();
     Arc::new(Jail::new(context, downloads.to_owned()))
+}
+
+/// As [`session`], with a door at which new pages wait for its clients.
+pub async fn session_with_door(browser: &Browser, downloads: &Path) -> Arc<Jail> {
+    let door = Arc::new(Door::open(browser.cdp()).await.unwrap());
+    let jail = Arc::into_inner(session(browser, downloads).await).unwrap();
+    Arc::new(jail.with_door(door))
 }
 
 /// A client without a WebSocket.
