@@ -26,6 +26,8 @@
 
 mod params;
 mod read;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};

@@ -12,11 +12,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use understudy_browser::door::HOLD_LIMIT;
 use understudy_browser::filter::MESSAGE_BYTES_MAX;
-use understudy_browser::{Browser, Ended, Jail};
+use understudy_browser::{Browser, Door, Ended, Jail};
 
 use common::Place;
 use jailed::Line;
@@ -618,8 +619,9 @@ struct Attacker {
 const SECRET: &str = "not-for-you";
 
 impl Foreign {
-    async fn new(browser: &Browser, pages: &str) -> Foreign {
-        let jail = jailed::session(browser, Path::new("/nowhere")).await;
+    async fn new(world: &World) -> Foreign {
+        let (browser, pages) = (&world.browser, &*world.pages);
+        let jail = jailed::session_with_door(browser, &world.door, Path::new("/nowhere")).await;
         let mut line = Line::new(browser, &jail);
         let (target, session) = line.page(pages).await;
         let script = format!("document.cookie = 'secret={SECRET}; Max-Age=3600'");
@@ -701,8 +703,9 @@ impl Attacker {
 struct World {
     _place: Place,
     _folder: tempfile::TempDir,
-    _served: tokio::task::JoinHandle<()>,
+    _served: tokio::task::JoinSet<()>,
     browser: Browser,
+    door: Arc<Door>,
     jail: Arc<Jail>,
     pages: String,
 }
@@ -712,8 +715,10 @@ async fn world() -> World {
     let browser = place.browser().await;
     let folder = tempfile::tempdir().unwrap();
     let (pages, served) = jailed::pages().await;
+    let door = jailed::door(&browser).await;
     World {
-        jail: jailed::session(&browser, folder.path()).await,
+        jail: jailed::session_with_door(&browser, &door, folder.path()).await,
+        door,
         _place: place,
         _folder: folder,
         _served: served,
@@ -725,7 +730,7 @@ async fn world() -> World {
 #[tokio::test]
 async fn no_command_reaches_another_session_a_file_or_the_browser_itself() {
     let world = world().await;
-    let mut foreign = Foreign::new(&world.browser, &world.pages).await;
+    let mut foreign = Foreign::new(&world).await;
     let mut attacker = Attacker::new(&world.browser, &world.jail, &world.pages).await;
     let mut printed = String::new();
     let mut tries = 0;
@@ -760,6 +765,34 @@ async fn no_command_reaches_another_session_a_file_or_the_browser_itself() {
         rows.len()
     );
     assert!(rows.len() >= 40);
+    // The other session's client speaks of its session, its windows and its root by ids that are
+    // nobody else's, and its new pages wait for nobody.
+    for session in [&*foreign.session, "0123456789ABCDEF0123456789ABCDEF"] {
+        let spoken = attacker
+            .line
+            .call(Some(session), "Page.reload", json!({}))
+            .await;
+        assert_eq!(spoken.unwrap_err()["code"], -32001);
+    }
+    let since = Instant::now();
+    let (target, _) = foreign.line.page(&world.pages).await;
+    assert!(
+        since.elapsed() < HOLD_LIMIT,
+        "the other session's page was held"
+    );
+    let close = json!({ "targetId": target });
+    let closed = foreign.line.call(None, "Target.closeTarget", close).await;
+    assert!(closed.is_ok(), "{closed:?}");
+    let barrier = attacker
+        .line
+        .call(None, "Browser.getVersion", json!({}))
+        .await;
+    assert!(barrier.is_ok());
+    assert!(
+        !attacker.line.told.contains(&target),
+        "it was told of a new page"
+    );
+    attacker.check_ignorance(&foreign, "a new page of the other session");
     // Those that have to work, lest all of this proves nothing.
     let version = attacker
         .line
@@ -780,7 +813,7 @@ async fn no_command_reaches_another_session_a_file_or_the_browser_itself() {
 #[tokio::test]
 async fn a_message_that_is_no_command_is_answered_and_the_line_goes_on() {
     let world = world().await;
-    let mut foreign = Foreign::new(&world.browser, &world.pages).await;
+    let mut foreign = Foreign::new(&world).await;
     let mut attacker = Attacker::new(&world.browser, &world.jail, &world.pages).await;
     let line = &mut attacker.line;
     for (what, message, code) in malformed() {
@@ -797,7 +830,7 @@ async fn a_message_that_is_no_command_is_answered_and_the_line_goes_on() {
 #[tokio::test]
 async fn a_page_cannot_get_by_itself_to_what_its_client_may_not_send_it_to() {
     let world = world().await;
-    let mut foreign = Foreign::new(&world.browser, &world.pages).await;
+    let mut foreign = Foreign::new(&world).await;
     let mut attacker = Attacker::new(&world.browser, &world.jail, &world.pages).await;
     for start in [&*world.pages, "about:blank", "data:text/html,x"] {
         for (what, script) in SCRIPTS {
@@ -864,7 +897,7 @@ async fn a_redirect_that_a_client_makes_up_leads_to_no_file() {
 #[tokio::test]
 async fn closing_the_browser_on_any_session_ends_the_client_and_nobody_else() {
     let world = world().await;
-    let mut foreign = Foreign::new(&world.browser, &world.pages).await;
+    let mut foreign = Foreign::new(&world).await;
     for place in ALL {
         let mut attacker = Attacker::new(&world.browser, &world.jail, &world.pages).await;
         let session = attacker.places[place].clone();
