@@ -83,7 +83,8 @@ impl Ended {
 
 /// Serves one client until it leaves, is cut off, or the browser goes.
 ///
-/// `from` are its text messages; one above [`filter::MESSAGE_BYTES_MAX`] is answered with an error.
+/// `from` are its text messages; one above [`filter::MESSAGE_BYTES_MAX`] is answered with an error. Its
+/// room times that is what a client can make this process hold: a handful is enough.
 /// `to` is what it hears: best with room for a few dozen messages. When that is full for
 /// [`SLOW_LIMIT`], the client is too slow. A session may have any number of clients at a time.
 ///
@@ -266,6 +267,8 @@ impl Client {
             "too many commands wait for an answer"
         } else if attaches && self.attached.len() >= ATTACHED_MAX {
             "too many sessions are attached"
+        } else if *then == Then::Target && self.targets.len() >= TARGETS_MAX {
+            "too many targets are open"
         } else if *then == Then::Context && self.made.len() >= CONTEXTS_MAX {
             "too many contexts were made"
         } else {
@@ -541,6 +544,9 @@ const CLOSED_LIMIT: Duration = Duration::from_millis(500);
 
 /// Commands of a client without an answer. Clients of test suites have a few hundred at once.
 pub const SENT_MAX: usize = 4096;
+
+/// Targets of a session beyond which its clients make none: each page is two, and costs some 15 MiB.
+pub const TARGETS_MAX: usize = 512;
 
 /// Sessions of a client: ten for each of a hundred pages.
 pub const ATTACHED_MAX: usize = 1024;

@@ -292,6 +292,11 @@ fn target(
                     .read_as("waitForDebuggerOnStart")?
                     .unwrap_or_default(),
             };
+            let filter = &wanted.filter;
+            if is_on && filter.matches("tab") && filter.matches("page") {
+                let why = "\"tab\" and \"page\": page targets are attached via tab targets";
+                return Err(Refusal::invalid(why));
+            }
             let wanted = is_on.then_some(wanted);
             Ok(Step::Emulate(Emulation::AutoAttach(wanted)))
         }

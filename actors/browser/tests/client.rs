@@ -8,8 +8,8 @@ mod jailed;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use understudy_browser::Ended;
 use understudy_browser::door::HOLD_LIMIT;
+use understudy_browser::{Ended, Heard};
 
 use common::{Place, eventually};
 use jailed::Line;
@@ -389,6 +389,67 @@ async fn nobody_waits_at_the_door_for_a_client_that_hangs_or_left_or_is_of_anoth
     let took = since.elapsed();
     println!("once that client has left: {took:?}");
     assert!(took < HOLD_LIMIT);
+}
+
+#[tokio::test]
+async fn a_root_attaches_to_the_kinds_that_chromiums_own_attaches_to() {
+    let puppeteers = json!([{ "type": "page", "exclude": true }, {}]);
+    for filter in [None, Some(puppeteers)] {
+        let place = Place::new();
+        let browser = place.browser().await;
+        let (pages, _served) = jailed::pages().await;
+        let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+        let mut params =
+            json!({ "autoAttach": true, "waitForDebuggerOnStart": false, "flatten": true });
+        if let Some(filter) = &filter {
+            params["filter"] = filter.clone();
+        }
+        let method = "Target.setAutoAttach";
+        let mut line = Line::new(&browser, &jail);
+        line.call(None, method, params.clone()).await.unwrap();
+        let mut root = browser.cdp().root().await.unwrap();
+        let session = root.session().clone();
+        let on = browser.cdp().call(&session, method, params.clone());
+        let _: Value = on.await.unwrap();
+        let (_, page) = line.page(&format!("{pages}/workers")).await;
+        while line.evaluate(&page, "document.title").await != Ok("ready".into()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // It was asked for.
+        line.said.retain(|said| said["params"]["sessionId"] != page);
+        let mut chromiums = Vec::new();
+        let quiet = Duration::from_millis(300);
+        while let Ok(Some(heard)) = tokio::time::timeout(quiet, root.next()).await {
+            if let Heard::Event(event) = heard
+                && event.session == session
+            {
+                chromiums.push(serde_json::from_slice(&event.raw).unwrap());
+            }
+        }
+        line.call(None, "Browser.getVersion", json!({}))
+            .await
+            .unwrap();
+        let mut later = Line::new(&browser, &jail);
+        later.call(None, method, params).await.unwrap();
+        println!("{filter:?}: Chromium {:?}", kinds(&chromiums));
+        println!(
+            "  ours {:?}, later {:?}",
+            kinds(&line.said),
+            kinds(&later.said)
+        );
+        assert_eq!(kinds(&line.said), kinds(&chromiums));
+        assert_eq!(kinds(&later.said), kinds(&chromiums));
+    }
+}
+
+/// Of the targets that a root attached to by itself.
+fn kinds(said: &[Value]) -> Vec<String> {
+    let attached = said
+        .iter()
+        .filter(|said| said["method"] == "Target.attachedToTarget");
+    let kinds = attached.map(|said| said["params"]["targetInfo"]["type"].to_string());
+    let kinds: std::collections::BTreeSet<_> = kinds.collect();
+    kinds.into_iter().collect()
 }
 
 /// What a door costs each new page: printed.

@@ -16,7 +16,7 @@ pub struct Command<'a> {
     pub method: Cow<'a, str>,
     /// The session that it is meant for; `None` for the client's root.
     pub session: Option<Cow<'a, str>>,
-    /// An object, not deeper than [`DEPTH_MAX`].
+    /// An object, not too deep for the browser's own reader.
     pub params: Option<&'a RawValue>,
 }
 

@@ -208,6 +208,10 @@ pub async fn pages() -> (String, JoinSet<()>) {
         .route("/api", get(|| async { "from the server" }))
         .route("/cookie", get(set_cookie))
         .route("/file", get(download));
+    let pages = pages.route("/workers", page(WORKERS)).route(
+        "/worker.js",
+        get(|| async { ([(CONTENT_TYPE, "text/javascript")], "") }),
+    );
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let mut served = JoinSet::new();
@@ -232,5 +236,14 @@ const INDEX: &str = "<!doctype html><title>index</title><h1>index</h1>
 <input id=text><input id=file type=file>
 <a id=file-link href=/file>file</a>
 <div style='height: 3000px'></div>";
+
+/// A page with workers of every kind; its title is `ready` once they run.
+const WORKERS: &str = "<script>
+new Worker('/worker.js');
+new SharedWorker('/worker.js');
+navigator.serviceWorker.register('/worker.js')
+    .then(() => navigator.serviceWorker.ready)
+    .then(() => document.title = 'ready');
+</script>";
 
 const LIMIT: Duration = Duration::from_secs(15);
