@@ -28,6 +28,20 @@ async function work(endpoint, pages) {
     same(await popup.title(), 'popup');
     await popup.close();
   });
+  await step('popups are seen before they run', async () => {
+    const title = async () => {
+      const [popup] = await Promise.all([page.waitForEvent('popup'), page.click('#popup')]);
+      await popup.waitForLoadState();
+      const title = await popup.title();
+      await popup.close();
+      return title;
+    };
+    const answer = route => route.fulfill({ contentType: 'text/html', body: '<title>routed</title>' });
+    await context.route('**/popup', answer);
+    for (let time = 0; time < 10; time++) same(await title(), 'routed');
+    await context.unroute('**/popup');
+    same(await title(), 'popup');
+  });
   await step('route', async () => {
     await page.route('**/api', route => route.fulfill({ body: 'from the client' }));
     const get = () => page.evaluate(() => fetch('/api').then(response => response.text()));

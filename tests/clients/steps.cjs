@@ -4,12 +4,13 @@ const STEP_LIMIT_MS = 30_000;
 
 exports.step = async function step(name, run) {
   let timer;
+  const since = performance.now();
   const late = new Promise((_, reject) => {
     timer = setTimeout(() => reject(new Error(`not within ${STEP_LIMIT_MS} ms`)), STEP_LIMIT_MS);
   });
   try {
     const result = await Promise.race([run(), late]);
-    console.log(`ok ${name}`);
+    console.log(`ok ${name} (${Math.round(performance.now() - since)} ms)`);
     return result;
   } catch (error) {
     console.error(`failed ${name}: ${error.stack ?? error}`);

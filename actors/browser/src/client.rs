@@ -14,14 +14,14 @@
 //! of all sessions, and stops new ones until each listener has let them go. So the root listens for all
 //! targets (`Target.setDiscoverTargets`), forgets those of other sessions at once, and attaches to the
 //! session's own by `Target.attachToTarget`, for each root of the client that asked for it. A target
-//! made by the client is attached before the client has its answer, as with Chromium. What is weaker:
-//! a popup is attached as soon as it is heard of, but not stopped before its first script; frames and
-//! workers of a page are (the page's own `Target.setAutoAttach` is passed on).
+//! made by the client is attached before the client has its answer, as with Chromium. New pages stand
+//! still until the client has seen them where the session has a [`crate::door::Door`].
 //!
 //! **Leaving.** Dropping the root detaches everything, and Chromium disposes of the contexts that the
 //! client made. The session's own context stays, with its pages.
 
-mod speech;
+pub(crate) mod speech;
+mod targets;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -34,12 +34,14 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::cdp::{Cdp, Event, Heard, Reply, Root};
+use crate::door::Watch;
 use crate::filter::{
-    self, Attached, BROWSER_TARGET, Command, Emulation, Own, Place, Refusal, SERVER_ERROR, Target,
+    self, Attached, AutoAttach, Command, Emulation, Own, Place, Refusal, SERVER_ERROR, Target,
     TargetFilter, Then, Verdict,
 };
 use crate::jail::Jail;
 use speech::{Speech, empty, raw};
+use targets::browser_info;
 
 /// How a client's line ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +83,8 @@ impl Ended {
 
 /// Serves one client until it leaves, is cut off, or the browser goes.
 ///
-/// `from` are its text messages; one above [`filter::MESSAGE_BYTES_MAX`] is answered with an error.
+/// `from` are its text messages; one above [`filter::MESSAGE_BYTES_MAX`] is answered with an error. Its
+/// room times that is what a client can make this process hold: a handful is enough.
 /// `to` is what it hears: best with room for a few dozen messages. When that is full for
 /// [`SLOW_LIMIT`], the client is too slow. A session may have any number of clients at a time.
 ///
@@ -107,6 +110,7 @@ pub async fn serve(
         roots_expected: 0,
         hands: HashMap::new(),
         held: Vec::new(),
+        watch: None,
         made: Vec::new(),
     };
     match client.run(&mut from).await {
@@ -131,6 +135,8 @@ struct Client {
     /// What is emulated on a session: the client's root is the empty one.
     hands: HashMap<Box<str>, Hand>,
     held: Vec<Held>,
+    /// Holds new pages until it has seen them, if it asked for that.
+    watch: Option<Watch>,
     /// Contexts that this client made.
     made: Vec<Box<str>>,
 }
@@ -155,7 +161,7 @@ enum Sent {
 #[derive(Default)]
 struct Hand {
     discover: Option<TargetFilter>,
-    attach: Option<TargetFilter>,
+    attach: Option<AutoAttach>,
     /// Targets that it attached to by itself, or is about to.
     targets: HashMap<Box<str>, Attachment>,
 }
@@ -187,19 +193,6 @@ impl Client {
                 },
             }
         }
-    }
-
-    /// Learns what is there before the first command is read.
-    async fn discover(&mut self) -> Result<(), Ended> {
-        let all = raw(&serde_json::json!({ "discover": true, "filter": [{}] }));
-        let session = self.root.session().clone();
-        let tag = self.pass_own(&session, "Target.setDiscoverTargets", &all, Sent::Discovery);
-        let tag = tag.await;
-        while self.sent.contains_key(&tag) {
-            let heard = self.root.next().await;
-            self.hear(heard).await?;
-        }
-        Ok(())
     }
 
     /// One message of the client.
@@ -260,6 +253,11 @@ impl Client {
             let speech = Speech::error(command.id, session, &error);
             return self.say(speech).await;
         }
+        if command.method == "Runtime.runIfWaitingForDebugger"
+            && let (Some(watch), Some(attached)) = (&self.watch, self.attached.get(session))
+        {
+            watch.let_go(&attached.target);
+        }
         Ok(())
     }
 
@@ -269,6 +267,8 @@ impl Client {
             "too many commands wait for an answer"
         } else if attaches && self.attached.len() >= ATTACHED_MAX {
             "too many sessions are attached"
+        } else if *then == Then::Target && self.targets.len() >= TARGETS_MAX {
+            "too many targets are open"
         } else if *then == Then::Context && self.made.len() >= CONTEXTS_MAX {
             "too many contexts were made"
         } else {
@@ -306,71 +306,6 @@ impl Client {
         self.result(command, &result).await
     }
 
-    /// Attaches a root to what is there, and answers when that is done.
-    async fn auto_attach(
-        &mut self,
-        command: &Command<'_>,
-        filter: Option<TargetFilter>,
-    ) -> Result<(), Ended> {
-        let session = command.session.as_deref().unwrap_or_default();
-        let is_meant = |kind: &str| {
-            let filter = filter.as_ref();
-            attaches_by_itself(kind) && filter.is_some_and(|filter| filter.matches(kind))
-        };
-        let (meant, not_meant): (Vec<_>, Vec<_>) = self
-            .targets
-            .iter()
-            .map(|(id, target)| (id.clone(), is_meant(&target.kind)))
-            .partition(|(_, is_meant)| *is_meant);
-        let hand = self.hands.entry(session.into()).or_default();
-        hand.attach = filter;
-        let over = not_meant
-            .iter()
-            .filter_map(|(id, _)| hand.targets.remove(id));
-        let over: Vec<_> = over
-            .filter_map(|attachment| match attachment {
-                Attachment::Done(session) => Some(session),
-                Attachment::Sent(_) => None,
-            })
-            .collect();
-        for attached in over {
-            self.detach(session, &attached).await;
-        }
-        let mut waits_for = HashSet::new();
-        for (target, _) in meant {
-            waits_for.extend(self.attach(session, &target).await);
-        }
-        self.answer(command.id, session, empty(), waits_for).await
-    }
-
-    /// Attaches a root to a target by itself; what has to be waited for.
-    async fn attach(&mut self, session: &str, target: &str) -> Option<u64> {
-        match self.hands.get(session)?.targets.get(target) {
-            Some(Attachment::Sent(tag)) => return Some(*tag),
-            Some(Attachment::Done(_)) => return None,
-            None if self.attached.len() >= ATTACHED_MAX => return None,
-            None => {}
-        }
-        let at = self.real(session);
-        let params = raw(&serde_json::json!({ "targetId": target, "flatten": true }));
-        let sent = Sent::Attach {
-            hand: session.into(),
-            target: target.into(),
-        };
-        let tag = self.pass_own(&at, "Target.attachToTarget", &params, sent);
-        let tag = tag.await;
-        let hand = self.hands.get_mut(session)?;
-        hand.targets.insert(target.into(), Attachment::Sent(tag));
-        Some(tag)
-    }
-
-    async fn detach(&mut self, session: &str, attached: &str) {
-        let at = self.real(session);
-        let params = raw(&serde_json::json!({ "sessionId": attached }));
-        let method = "Target.detachFromTarget";
-        self.pass_own(&at, method, &params, Sent::Nothing).await;
-    }
-
     /// Sends a command of the root's own. If it cannot be sent, what comes next says so.
     async fn pass_own(&mut self, at: &str, method: &str, params: &RawValue, sent: Sent) -> u64 {
         self.last_tag += 1;
@@ -380,33 +315,6 @@ impl Client {
             self.sent.remove(&self.last_tag);
         }
         self.last_tag
-    }
-
-    async fn start_discovery(
-        &mut self,
-        session: &str,
-        filter: Option<TargetFilter>,
-    ) -> Result<(), Ended> {
-        let hand = self.hands.entry(session.into()).or_default();
-        let before = std::mem::replace(&mut hand.discover, filter.clone());
-        let Some(filter) = filter else {
-            return Ok(());
-        };
-        let is_new = |kind: &str| {
-            let is_known = before.as_ref().is_some_and(|before| before.matches(kind));
-            filter.matches(kind) && !is_known
-        };
-        let ours = self.targets.values().filter(|target| is_new(&target.kind));
-        let mut infos: Vec<_> = ours.map(|target| target.info.clone()).collect();
-        if is_new("browser") {
-            infos.push(raw(&browser_info()));
-        }
-        for info in infos {
-            let params = raw(&speech::OneTarget { target_info: &info });
-            let event = Speech::event("Target.targetCreated", session, &params);
-            self.say(event).await?;
-        }
-        Ok(())
     }
 
     /// One message of the browser.
@@ -529,130 +437,6 @@ impl Client {
         }
     }
 
-    /// A target came, changed, crashed or went.
-    async fn discovered(&mut self, event: &Event) -> Result<(), Ended> {
-        let Some(params) = speech::params(&event.raw) else {
-            return Ok(());
-        };
-        let (id, is_new) = match speech::info(params) {
-            Some(info) => {
-                let context = info.context.as_deref().unwrap_or_default();
-                if !self.jail.owns(context) {
-                    return Ok(());
-                }
-                let target = Target {
-                    kind: info.kind.as_ref().into(),
-                    context: context.into(),
-                    info: info.raw.to_owned(),
-                };
-                let id: Box<str> = info.id.as_ref().into();
-                (id.clone(), self.targets.insert(id, target).is_none())
-            }
-            None => match speech::target_id(params) {
-                Some(id) => (id.into(), false),
-                None => return Ok(()),
-            },
-        };
-        let Some(target) = self.targets.get(&id) else {
-            return Ok(());
-        };
-        let (mut hears, mut attach) = (Vec::new(), Vec::new());
-        for (session, hand) in &self.hands {
-            let is_meant = |filter: &TargetFilter| filter.matches(&target.kind);
-            if hand.discover.as_ref().is_some_and(is_meant) {
-                hears.push(session.clone());
-            }
-            let by_itself = attaches_by_itself(&target.kind) && is_new;
-            if by_itself && hand.attach.as_ref().is_some_and(is_meant) {
-                attach.push(session.clone());
-            }
-        }
-        if &*event.method == "Target.targetDestroyed" {
-            self.targets.remove(&id);
-            for hand in self.hands.values_mut() {
-                hand.targets.remove(&id);
-            }
-        }
-        for session in hears {
-            self.say(Speech::event(&event.method, &session, params))
-                .await?;
-        }
-        for session in attach {
-            self.attach(&session, &id).await;
-        }
-        Ok(())
-    }
-
-    async fn attached_to(&mut self, session: &str, event: &Event) -> Result<(), Ended> {
-        let Some((attached, info)) = speech::attached(&event.raw) else {
-            return Ok(());
-        };
-        let is_browser = info.kind == "browser";
-        let is_ours = match &info.context {
-            _ if is_browser => self.roots_expected > 0,
-            Some(context) => self.jail.owns(context),
-            // What is attached through a page belongs to the page.
-            None => !session.is_empty(),
-        };
-        if !is_ours {
-            // Chromium attached to what was not asked for: nobody speaks to it, nor waits for it.
-            let none = empty();
-            let resume = "Runtime.runIfWaitingForDebugger";
-            self.pass_own(&attached, resume, &none, Sent::Nothing).await;
-            self.detach(session, &attached).await;
-            return Ok(());
-        }
-        let place = if is_browser { Place::Root } else { Place::Page };
-        let target: Box<str> = info.id.as_ref().into();
-        if let Some(hand) = self.hands.get_mut(session)
-            && let Some(attachment @ Attachment::Sent(_)) = hand.targets.get_mut(&target)
-        {
-            *attachment = Attachment::Done(attached.as_ref().into());
-        }
-        let attachment = Attached {
-            parent: session.into(),
-            target,
-            place,
-        };
-        self.attached.insert(attached.as_ref().into(), attachment);
-        if !is_browser {
-            return self.forward(session, event).await;
-        }
-        let params = raw(&serde_json::json!({
-            "sessionId": attached,
-            "targetInfo": browser_info(),
-            "waitingForDebugger": false,
-        }));
-        let event = Speech::event(&event.method, session, &params);
-        self.say(event).await
-    }
-
-    async fn detached_from(&mut self, session: &str, event: &Event) -> Result<(), Ended> {
-        let Some(detached) = speech::detached(&event.raw) else {
-            return Ok(());
-        };
-        if !self.attached.contains_key(&*detached) {
-            return Ok(());
-        }
-        let mut over = vec![Box::<str>::from(&*detached)];
-        while let Some(next) = over.pop() {
-            self.hands.remove(&next);
-            if let Some(attached) = self.attached.remove(&next)
-                && let Some(hand) = self.hands.get_mut(&attached.parent)
-                && let Some(Attachment::Done(by_itself)) = hand.targets.get(&attached.target)
-                && *by_itself == next
-            {
-                hand.targets.remove(&attached.target);
-            }
-            let below = self
-                .attached
-                .iter()
-                .filter(|(_, below)| below.parent == next);
-            over.extend(below.map(|(id, _)| id.clone()));
-        }
-        self.forward(session, event).await
-    }
-
     /// Passes an event on, as one of the session that the client knows.
     async fn forward(&mut self, session: &str, event: &Event) -> Result<(), Ended> {
         if !session.is_empty() {
@@ -750,26 +534,6 @@ impl Drop for Client {
     }
 }
 
-/// Kinds that a root of Chromium's attaches to by itself. Frames and workers of a page are attached
-/// through the page.
-fn attaches_by_itself(kind: &str) -> bool {
-    matches!(
-        kind,
-        "page" | "tab" | "service_worker" | "shared_worker" | "background_page" | "webview"
-    )
-}
-
-fn browser_info() -> serde_json::Value {
-    serde_json::json!({
-        "targetId": BROWSER_TARGET,
-        "type": "browser",
-        "title": "",
-        "url": "",
-        "attached": true,
-        "canAccessOpener": false,
-    })
-}
-
 /// How long a client may leave what it is sent untaken: a long pause of its garbage collector, or a
 /// network that lost a few packets. Meanwhile the root keeps up to
 /// [`crate::cdp::HEARD_BYTES_MAX`] for it.
@@ -780,6 +544,9 @@ const CLOSED_LIMIT: Duration = Duration::from_millis(500);
 
 /// Commands of a client without an answer. Clients of test suites have a few hundred at once.
 pub const SENT_MAX: usize = 4096;
+
+/// Targets of a session beyond which its clients make none: each page is two, and costs some 15 MiB.
+pub const TARGETS_MAX: usize = 512;
 
 /// Sessions of a client: ten for each of a hundred pages.
 pub const ATTACHED_MAX: usize = 1024;

@@ -20,12 +20,14 @@
 //! sessions at once, and what a later Chromium adds there is unknown: nothing is passed unread. A
 //! command to a page acts on that page, its renderer and its context's storage, which are the session's
 //! own; the protocol has some four hundred of them, and clients use most. What a later Chromium adds
-//! there, and reaches beyond the page, has to be added to [`reaches_out`].
+//! there, and reaches beyond the page, has to be added to `reaches_out`.
 //!
 //! Protocol: <https://chromedevtools.github.io/devtools-protocol/>.
 
 mod params;
 mod read;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
@@ -120,7 +122,7 @@ pub enum Emulation {
     /// `Browser.close`: the session is released.
     Close,
     /// `Target.setAutoAttach` on a root; `None` switches it off.
-    AutoAttach(Option<TargetFilter>),
+    AutoAttach(Option<AutoAttach>),
     /// `Target.setDiscoverTargets`; `None` switches it off.
     Discover(Option<TargetFilter>),
     /// `Target.getTargets`.
@@ -129,6 +131,15 @@ pub enum Emulation {
     Contexts,
     /// `Target.getTargetInfo` of the browser itself.
     Browser,
+}
+
+/// What a root attaches to by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AutoAttach {
+    /// Which kinds of target.
+    pub filter: TargetFilter,
+    /// Whether new ones stand still until the client lets them go.
+    pub waits: bool,
 }
 
 /// An error in the protocol's words.
@@ -275,8 +286,19 @@ fn target(
             if place == Place::Page {
                 return Ok(PASS);
             }
-            let filter = if is_on { Some(filter(params)?) } else { None };
-            Ok(Step::Emulate(Emulation::AutoAttach(filter)))
+            let wanted = AutoAttach {
+                filter: filter(params)?,
+                waits: params
+                    .read_as("waitForDebuggerOnStart")?
+                    .unwrap_or_default(),
+            };
+            let filter = &wanted.filter;
+            if is_on && filter.matches("tab") && filter.matches("page") {
+                let why = "\"tab\" and \"page\": page targets are attached via tab targets";
+                return Err(Refusal::invalid(why));
+            }
+            let wanted = is_on.then_some(wanted);
+            Ok(Step::Emulate(Emulation::AutoAttach(wanted)))
         }
         "attachToTarget" => {
             flat(params)?;

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::door::Door;
 
 /// See the module. One per session, shared by its clients and its recorder.
 #[derive(Debug)]
@@ -14,6 +16,7 @@ pub struct Jail {
     context: String,
     downloads: PathBuf,
     proxy: Option<String>,
+    door: Option<Arc<Door>>,
     made: Mutex<BTreeSet<String>>,
 }
 
@@ -25,6 +28,7 @@ impl Jail {
             context,
             downloads,
             proxy: None,
+            door: None,
             made: Mutex::default(),
         }
     }
@@ -35,6 +39,16 @@ impl Jail {
     pub fn with_proxy(self, proxy: String) -> Jail {
         Jail {
             proxy: Some(proxy),
+            ..self
+        }
+    }
+
+    /// Clients who ask for it (`waitForDebuggerOnStart`, as Playwright and Puppeteer do) see new pages
+    /// before these run. Without a door, soon after.
+    #[must_use]
+    pub fn with_door(self, door: Arc<Door>) -> Jail {
+        Jail {
+            door: Some(door),
             ..self
         }
     }
@@ -62,6 +76,10 @@ impl Jail {
     /// What contexts leave by.
     pub fn proxy(&self) -> Option<&str> {
         self.proxy.as_deref()
+    }
+
+    pub(crate) fn door(&self) -> Option<&Door> {
+        self.door.as_deref()
     }
 
     /// A client has made a context.

@@ -10,6 +10,7 @@
 
 pub mod cdp;
 pub mod client;
+pub mod door;
 pub mod egress;
 pub mod filter;
 pub mod host;
@@ -23,9 +24,10 @@ pub mod tunnel;
 
 pub use cdp::{Cdp, CdpError, Event, Heard, Reply, Root};
 pub use client::{Ended, serve};
+pub use door::Door;
 pub use jail::Jail;
 pub use process::{Browser, BrowserError, BrowserSetup};
 pub use recorder::Recorder;
-pub use restore::restore;
+pub use restore::{Restored, restore};
 pub use session::Sessions;
-pub use state::{Delta, SessionState};
+pub use state::{Delta, SessionState, StateError};

@@ -8,7 +8,8 @@ mod jailed;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use understudy_browser::Ended;
+use understudy_browser::door::HOLD_LIMIT;
+use understudy_browser::{Ended, Heard};
 
 use common::{Place, eventually};
 use jailed::Line;
@@ -324,4 +325,186 @@ async fn targets(browser: &understudy_browser::Browser) -> Vec<Value> {
         .await
         .unwrap();
     serde_json::from_value(all["targetInfos"].take()).unwrap()
+}
+
+#[tokio::test]
+async fn a_popup_waits_at_the_door_until_its_client_lets_it_go() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let (pages, _served) = jailed::pages().await;
+    let door = jailed::door(&browser).await;
+    let jail = jailed::session_with_door(&browser, &door, "/nowhere".as_ref()).await;
+    let mut line = Line::new(&browser, &jail);
+    auto_attach(&mut line).await;
+    let (popup, opened) = open_popup(&mut line, &pages).await;
+    let since = Instant::now();
+    assert_eq!(opened["params"]["waitingForDebugger"], true, "{opened}");
+    // Neither is answered before the page goes on.
+    for method in ["Fetch.enable", "Runtime.runIfWaitingForDebugger"] {
+        line.send(Some(&popup), method, json!({})).await;
+    }
+    let first = line
+        .event(|message| message["method"] == "Fetch.requestPaused")
+        .await;
+    assert_eq!(first["params"]["request"]["url"], format!("{pages}/popup"));
+    assert!(since.elapsed() < HOLD_LIMIT, "it went on by itself");
+}
+
+#[tokio::test]
+async fn nobody_waits_at_the_door_for_a_client_that_hangs_or_left_or_is_of_another_session() {
+    let place = Place::new();
+    let browser = place.browser().await;
+    let (pages, _served) = jailed::pages().await;
+    let door = jailed::door(&browser).await;
+    let jail = jailed::session_with_door(&browser, &door, "/nowhere".as_ref()).await;
+    let mut hangs = Line::new(&browser, &jail);
+    auto_attach(&mut hangs).await;
+
+    let neighbour = jailed::session(&browser, "/nowhere".as_ref()).await;
+    let mut neighbour = Line::new(&browser, &neighbour);
+    let since = Instant::now();
+    neighbour.page(&pages).await;
+    let took = since.elapsed();
+    println!("a neighbour's page: {took:?}");
+    assert!(took < HOLD_LIMIT);
+
+    let mut other = Line::new(&browser, &jail);
+    let since = Instant::now();
+    let made = other.call(None, "Target.createTarget", json!({ "url": pages }));
+    let made = made.await.unwrap();
+    let session = other.attach(made["targetId"].as_str().unwrap()).await;
+    let went_on = async |line: &mut Line, session: &str| {
+        while line.evaluate(session, "document.title").await != Ok("index".into()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    went_on(&mut other, &session).await;
+    let took = since.elapsed();
+    println!("a page that a client which hangs was to look at: {took:?}");
+    assert!(took >= HOLD_LIMIT && took < 2 * HOLD_LIMIT);
+
+    hangs.leave().await;
+    let since = Instant::now();
+    other.page(&pages).await;
+    let took = since.elapsed();
+    println!("once that client has left: {took:?}");
+    assert!(took < HOLD_LIMIT);
+}
+
+#[tokio::test]
+async fn a_root_attaches_to_the_kinds_that_chromiums_own_attaches_to() {
+    let puppeteers = json!([{ "type": "page", "exclude": true }, {}]);
+    for filter in [None, Some(puppeteers)] {
+        let place = Place::new();
+        let browser = place.browser().await;
+        let (pages, _served) = jailed::pages().await;
+        let jail = jailed::session(&browser, "/nowhere".as_ref()).await;
+        let mut params =
+            json!({ "autoAttach": true, "waitForDebuggerOnStart": false, "flatten": true });
+        if let Some(filter) = &filter {
+            params["filter"] = filter.clone();
+        }
+        let method = "Target.setAutoAttach";
+        let mut line = Line::new(&browser, &jail);
+        line.call(None, method, params.clone()).await.unwrap();
+        let mut root = browser.cdp().root().await.unwrap();
+        let session = root.session().clone();
+        let on = browser.cdp().call(&session, method, params.clone());
+        let _: Value = on.await.unwrap();
+        let (_, page) = line.page(&format!("{pages}/workers")).await;
+        while line.evaluate(&page, "document.title").await != Ok("ready".into()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // It was asked for.
+        line.said.retain(|said| said["params"]["sessionId"] != page);
+        let mut chromiums = Vec::new();
+        let quiet = Duration::from_millis(300);
+        while let Ok(Some(heard)) = tokio::time::timeout(quiet, root.next()).await {
+            if let Heard::Event(event) = heard
+                && event.session == session
+            {
+                chromiums.push(serde_json::from_slice(&event.raw).unwrap());
+            }
+        }
+        line.call(None, "Browser.getVersion", json!({}))
+            .await
+            .unwrap();
+        let mut later = Line::new(&browser, &jail);
+        later.call(None, method, params).await.unwrap();
+        println!("{filter:?}: Chromium {:?}", kinds(&chromiums));
+        println!(
+            "  ours {:?}, later {:?}",
+            kinds(&line.said),
+            kinds(&later.said)
+        );
+        assert_eq!(kinds(&line.said), kinds(&chromiums));
+        assert_eq!(kinds(&later.said), kinds(&chromiums));
+    }
+}
+
+/// Of the targets that a root attached to by itself.
+fn kinds(said: &[Value]) -> Vec<String> {
+    let attached = said
+        .iter()
+        .filter(|said| said["method"] == "Target.attachedToTarget");
+    let kinds = attached.map(|said| said["params"]["targetInfo"]["type"].to_string());
+    let kinds: std::collections::BTreeSet<_> = kinds.collect();
+    kinds.into_iter().collect()
+}
+
+/// What a door costs each new page: printed.
+#[tokio::test]
+async fn a_door_costs_a_new_page_little() {
+    let place = Place::new();
+    let (with, without) = (place.browser().await, place.browser().await);
+    let _door = jailed::door(&with).await;
+    let mut lines = Vec::new();
+    for browser in [&with, &without] {
+        let jail = jailed::session(browser, "/nowhere".as_ref()).await;
+        lines.push((Line::new(browser, &jail), Vec::new()));
+    }
+    for _ in 0..20 {
+        for (line, times) in &mut lines {
+            let since = Instant::now();
+            let (target, session) = line.page("about:blank").await;
+            line.evaluate(&session, "1").await.unwrap();
+            times.push(since.elapsed());
+            let close = json!({ "targetId": target });
+            line.call(None, "Target.closeTarget", close).await.unwrap();
+        }
+    }
+    let mut medians = lines.into_iter().map(|(_, mut times)| {
+        times.sort_unstable();
+        times[times.len() / 2]
+    });
+    let (with, without) = (medians.next().unwrap(), medians.next().unwrap());
+    println!("a new page p50: with a door {with:?}, without {without:?}");
+    assert!(with < without + HOLD_LIMIT / 4);
+}
+
+/// A page that opens a popup; the popup's session, and what was said of it.
+async fn open_popup(line: &mut Line, pages: &str) -> (String, Value) {
+    let made = line.call(None, "Target.createTarget", json!({ "url": pages }));
+    let target = made.await.unwrap()["targetId"].clone();
+    let is_of = |target: &Value, name: &'static str| {
+        let target = target.clone();
+        move |message: &Value| {
+            message["method"] == "Target.attachedToTarget"
+                && message["params"]["targetInfo"][name] == target
+        }
+    };
+    let page = line.event(is_of(&target, "targetId")).await;
+    let page = page["params"]["sessionId"].as_str().unwrap().to_owned();
+    line.call(Some(&page), "Runtime.runIfWaitingForDebugger", json!({}))
+        .await
+        .unwrap();
+    while line.evaluate(&page, "document.title").await != Ok("index".into()) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Its answer waits for the popup.
+    let open = json!({ "expression": "void window.open('/popup')" });
+    line.send(Some(&page), "Runtime.evaluate", open).await;
+    let opened = line.event(is_of(&target, "openerId")).await;
+    let popup = opened["params"]["sessionId"].as_str().unwrap().to_owned();
+    (popup, opened)
 }

@@ -111,7 +111,7 @@ struct World {
     browser: Browser,
     bridge: Bridge,
     pages: String,
-    _served: tokio::task::JoinHandle<()>,
+    _served: tokio::task::JoinSet<()>,
 }
 
 impl World {
@@ -119,7 +119,8 @@ impl World {
         let place = Place::new();
         let browser = place.browser().await;
         let folder = tempfile::tempdir().unwrap();
-        let jail = jailed::session(&browser, folder.path()).await;
+        let door = jailed::door(&browser).await;
+        let jail = jailed::session_with_door(&browser, &door, folder.path()).await;
         let (pages, served) = jailed::pages().await;
         World {
             bridge: Bridge::new(browser.cdp(), &jail).await,

@@ -12,11 +12,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use understudy_browser::door::HOLD_LIMIT;
 use understudy_browser::filter::MESSAGE_BYTES_MAX;
-use understudy_browser::{Browser, Ended, Jail};
+use understudy_browser::{Browser, Door, Ended, Jail};
 
 use common::Place;
 use jailed::Line;
@@ -28,8 +29,10 @@ enum Must {
     BeRefused,
     /// An answer, that of a browser in which the other session is not.
     BeBlind,
+    /// Either: what matters is that the other session does not notice.
+    BeHarmless,
 }
-use Must::{BeBlind, BeRefused};
+use Must::{BeBlind, BeHarmless, BeRefused};
 
 /// Where a row is tried.
 const ROOT: &[&str] = &["root", "sub-root"];
@@ -63,8 +66,7 @@ fn table(foreign: &Foreign, own: &Own) -> Vec<Row> {
         ),
         (
             "Target.setAutoAttach",
-            json!({ "autoAttach": true, "waitForDebuggerOnStart": true, "flatten": true,
-                "filter": [{}] }),
+            json!({ "autoAttach": true, "waitForDebuggerOnStart": true, "flatten": true }),
             BeBlind,
             ALL,
         ),
@@ -383,6 +385,94 @@ fn table(foreign: &Foreign, own: &Own) -> Vec<Row> {
             PAGE,
         ),
     ];
+    rows.extend([
+        // Allowed, and no harm to others.
+        ("Target.attachToBrowserTarget", json!({}), BeHarmless, PAGE),
+        (
+            "Target.createBrowserContext",
+            json!({ "proxyServer": "http://127.0.0.1:1", "disposeOnDetach": false }),
+            BeHarmless,
+            ALL,
+        ),
+        (
+            "Target.createTarget",
+            json!({ "url": "about:blank", "enableBeginFrameControl": true }),
+            BeHarmless,
+            ALL,
+        ),
+        (
+            "Target.createTarget",
+            json!({ "url": "about:blank", "width": i32::MAX, "height": i32::MAX }),
+            BeHarmless,
+            ALL,
+        ),
+        (
+            "Target.createTarget",
+            json!({ "url": "about:blank", "hidden": true, "forTab": true, "focus": true }),
+            BeHarmless,
+            ALL,
+        ),
+        (
+            "Emulation.setDeviceMetricsOverride",
+            json!({ "width": 9_999_999, "height": 9_999_999, "deviceScaleFactor": 4,
+                "mobile": false }),
+            BeHarmless,
+            PAGE,
+        ),
+        (
+            "Emulation.clearDeviceMetricsOverride",
+            json!({}),
+            BeHarmless,
+            PAGE,
+        ),
+        (
+            "Page.captureScreenshot",
+            json!({ "clip": { "x": 0, "y": 0, "width": 1e6, "height": 1e6, "scale": 4 } }),
+            BeHarmless,
+            PAGE,
+        ),
+        ("Network.clearBrowserCache", json!({}), BeHarmless, PAGE),
+        (
+            "Storage.overrideQuotaForOrigin",
+            json!({ "origin": pages, "quotaSize": 1 }),
+            BeHarmless,
+            PAGE,
+        ),
+        (
+            "Storage.getStorageKeyForFrame",
+            json!({ "frameId": target }),
+            BeRefused,
+            PAGE,
+        ),
+        (
+            "Page.getResourceContent",
+            json!({ "frameId": target, "url": pages }),
+            BeRefused,
+            PAGE,
+        ),
+        (
+            "Page.createIsolatedWorld",
+            json!({ "frameId": target }),
+            BeRefused,
+            PAGE,
+        ),
+        (
+            "Page.navigate",
+            json!({ "url": pages, "frameId": target }),
+            BeRefused,
+            PAGE,
+        ),
+        (
+            "DOM.getFrameOwner",
+            json!({ "frameId": target }),
+            BeRefused,
+            PAGE,
+        ),
+        ("ServiceWorker.enable", json!({}), BeHarmless, PAGE),
+        ("ServiceWorker.stopAllWorkers", json!({}), BeHarmless, PAGE),
+        ("Fetch.enable", json!({}), BeHarmless, PAGE),
+        ("Fetch.disable", json!({}), BeHarmless, PAGE),
+    ]);
     for url in FORBIDDEN {
         rows.push(("Page.navigate", json!({ "url": url }), BeRefused, PAGE));
         rows.push(("Target.createTarget", json!({ "url": url }), BeRefused, ALL));
@@ -615,11 +705,15 @@ struct Attacker {
     own: Own,
 }
 
+/// How long an answer is waited for.
+const OWN_LIMIT: Duration = Duration::from_secs(5);
+
 const SECRET: &str = "not-for-you";
 
 impl Foreign {
-    async fn new(browser: &Browser, pages: &str) -> Foreign {
-        let jail = jailed::session(browser, Path::new("/nowhere")).await;
+    async fn new(world: &World) -> Foreign {
+        let (browser, pages) = (&world.browser, &*world.pages);
+        let jail = jailed::session_with_door(browser, &world.door, Path::new("/nowhere")).await;
         let mut line = Line::new(browser, &jail);
         let (target, session) = line.page(pages).await;
         let script = format!("document.cookie = 'secret={SECRET}; Max-Age=3600'");
@@ -701,8 +795,9 @@ impl Attacker {
 struct World {
     _place: Place,
     _folder: tempfile::TempDir,
-    _served: tokio::task::JoinHandle<()>,
+    _served: tokio::task::JoinSet<()>,
     browser: Browser,
+    door: Arc<Door>,
     jail: Arc<Jail>,
     pages: String,
 }
@@ -712,8 +807,10 @@ async fn world() -> World {
     let browser = place.browser().await;
     let folder = tempfile::tempdir().unwrap();
     let (pages, served) = jailed::pages().await;
+    let door = jailed::door(&browser).await;
     World {
-        jail: jailed::session(&browser, folder.path()).await,
+        jail: jailed::session_with_door(&browser, &door, folder.path()).await,
+        door,
         _place: place,
         _folder: folder,
         _served: served,
@@ -725,7 +822,7 @@ async fn world() -> World {
 #[tokio::test]
 async fn no_command_reaches_another_session_a_file_or_the_browser_itself() {
     let world = world().await;
-    let mut foreign = Foreign::new(&world.browser, &world.pages).await;
+    let mut foreign = Foreign::new(&world).await;
     let mut attacker = Attacker::new(&world.browser, &world.jail, &world.pages).await;
     let mut printed = String::new();
     let mut tries = 0;
@@ -737,14 +834,19 @@ async fn no_command_reaches_another_session_a_file_or_the_browser_itself() {
             let call = attacker
                 .line
                 .call(session.as_deref(), method, params.clone());
-            let outcome = call.await;
+            let outcome = match (must, tokio::time::timeout(OWN_LIMIT, call).await) {
+                (_, Ok(outcome)) => outcome,
+                // Of what it does to its own page it may be the victim.
+                (BeHarmless, Err(_)) => Err(json!({ "code": "no answer" })),
+                (_, Err(_)) => panic!("{method} {params} on the {place}: no answer"),
+            };
             let row = format!("{method} {params} on the {place}");
             match (must, &outcome) {
-                (BeRefused, Err(_)) | (BeBlind, Ok(_)) => {}
+                (BeRefused, Err(_)) | (BeBlind, Ok(_)) | (BeHarmless, _) => {}
                 _ => panic!("{row}: {outcome:?}"),
             }
             let answer = match &outcome {
-                Ok(_) => "blind".to_owned(),
+                Ok(_) => format!("{must:?}"),
                 Err(error) => error["code"].to_string(),
             };
             let _ = write!(answers, " {place} {answer};");
@@ -760,6 +862,39 @@ async fn no_command_reaches_another_session_a_file_or_the_browser_itself() {
         rows.len()
     );
     assert!(rows.len() >= 40);
+    // The other session's client speaks of its session, its windows and its root by ids that are
+    // nobody else's, and its new pages wait for nobody.
+    for session in [&*foreign.session, "0123456789ABCDEF0123456789ABCDEF"] {
+        let spoken = attacker
+            .line
+            .call(Some(session), "Page.reload", json!({}))
+            .await;
+        assert_eq!(spoken.unwrap_err()["code"], -32001);
+    }
+    let session = foreign.session.clone();
+    let picture = foreign
+        .line
+        .call(Some(&session), "Page.captureScreenshot", json!({}));
+    assert!(picture.await.unwrap()["data"].is_string());
+    let since = Instant::now();
+    let (target, _) = foreign.line.page(&world.pages).await;
+    assert!(
+        since.elapsed() < HOLD_LIMIT,
+        "the other session's page was held"
+    );
+    let close = json!({ "targetId": target });
+    let closed = foreign.line.call(None, "Target.closeTarget", close).await;
+    assert!(closed.is_ok(), "{closed:?}");
+    let barrier = attacker
+        .line
+        .call(None, "Browser.getVersion", json!({}))
+        .await;
+    assert!(barrier.is_ok());
+    assert!(
+        !attacker.line.told.contains(&target),
+        "it was told of a new page"
+    );
+    attacker.check_ignorance(&foreign, "a new page of the other session");
     // Those that have to work, lest all of this proves nothing.
     let version = attacker
         .line
@@ -780,7 +915,7 @@ async fn no_command_reaches_another_session_a_file_or_the_browser_itself() {
 #[tokio::test]
 async fn a_message_that_is_no_command_is_answered_and_the_line_goes_on() {
     let world = world().await;
-    let mut foreign = Foreign::new(&world.browser, &world.pages).await;
+    let mut foreign = Foreign::new(&world).await;
     let mut attacker = Attacker::new(&world.browser, &world.jail, &world.pages).await;
     let line = &mut attacker.line;
     for (what, message, code) in malformed() {
@@ -797,7 +932,7 @@ async fn a_message_that_is_no_command_is_answered_and_the_line_goes_on() {
 #[tokio::test]
 async fn a_page_cannot_get_by_itself_to_what_its_client_may_not_send_it_to() {
     let world = world().await;
-    let mut foreign = Foreign::new(&world.browser, &world.pages).await;
+    let mut foreign = Foreign::new(&world).await;
     let mut attacker = Attacker::new(&world.browser, &world.jail, &world.pages).await;
     for start in [&*world.pages, "about:blank", "data:text/html,x"] {
         for (what, script) in SCRIPTS {
@@ -864,7 +999,7 @@ async fn a_redirect_that_a_client_makes_up_leads_to_no_file() {
 #[tokio::test]
 async fn closing_the_browser_on_any_session_ends_the_client_and_nobody_else() {
     let world = world().await;
-    let mut foreign = Foreign::new(&world.browser, &world.pages).await;
+    let mut foreign = Foreign::new(&world).await;
     for place in ALL {
         let mut attacker = Attacker::new(&world.browser, &world.jail, &world.pages).await;
         let session = attacker.places[place].clone();

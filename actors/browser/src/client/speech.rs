@@ -11,7 +11,7 @@ use crate::filter::Refusal;
 /// A message as it is written, in Chromium's order.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Speech<'a, T: Serialize + ?Sized> {
+pub(crate) struct Speech<'a, T: Serialize + ?Sized> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -27,7 +27,7 @@ pub(super) struct Speech<'a, T: Serialize + ?Sized> {
 }
 
 impl<'a> Speech<'a, RawValue> {
-    pub(super) fn result(id: i64, session: &'a str, result: &'a RawValue) -> Bytes {
+    pub(crate) fn result(id: i64, session: &'a str, result: &'a RawValue) -> Bytes {
         Speech {
             id: Some(id),
             result: Some(result),
@@ -36,7 +36,7 @@ impl<'a> Speech<'a, RawValue> {
         .written()
     }
 
-    pub(super) fn error(id: i64, session: &'a str, error: &'a RawValue) -> Bytes {
+    pub(crate) fn error(id: i64, session: &'a str, error: &'a RawValue) -> Bytes {
         Speech {
             id: Some(id),
             error: Some(error),
@@ -45,7 +45,7 @@ impl<'a> Speech<'a, RawValue> {
         .written()
     }
 
-    pub(super) fn event(method: &'a str, session: &'a str, params: &'a RawValue) -> Bytes {
+    pub(crate) fn event(method: &'a str, session: &'a str, params: &'a RawValue) -> Bytes {
         Speech {
             method: Some(method),
             params: Some(params),
@@ -56,7 +56,7 @@ impl<'a> Speech<'a, RawValue> {
 }
 
 impl<'a> Speech<'a, Refusal> {
-    pub(super) fn refusal(id: Option<i64>, session: &'a str, refusal: &'a Refusal) -> Bytes {
+    pub(crate) fn refusal(id: Option<i64>, session: &'a str, refusal: &'a Refusal) -> Bytes {
         Speech {
             id,
             error: Some(refusal),
@@ -84,30 +84,39 @@ impl<'a, T: Serialize + ?Sized> Speech<'a, T> {
     }
 }
 
+/// What `Target.attachedToTarget` says.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AttachedTo<'a> {
+    pub(crate) session_id: &'a str,
+    pub(crate) target_info: &'a RawValue,
+    pub(crate) waiting_for_debugger: bool,
+}
+
 /// The answer to `Target.getTargets`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Targets<'a> {
-    pub(super) target_infos: Vec<&'a RawValue>,
+pub(crate) struct Targets<'a> {
+    pub(crate) target_infos: Vec<&'a RawValue>,
 }
 
 /// What `Target.targetCreated` says.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct OneTarget<'a> {
-    pub(super) target_info: &'a RawValue,
+pub(crate) struct OneTarget<'a> {
+    pub(crate) target_info: &'a RawValue,
 }
 
 /// A `TargetInfo`: what is read of it, and the whole.
-pub(super) struct Info<'a> {
-    pub(super) id: Cow<'a, str>,
-    pub(super) kind: Cow<'a, str>,
-    pub(super) context: Option<Cow<'a, str>>,
-    pub(super) raw: &'a RawValue,
+pub(crate) struct Info<'a> {
+    pub(crate) id: Cow<'a, str>,
+    pub(crate) kind: Cow<'a, str>,
+    pub(crate) context: Option<Cow<'a, str>>,
+    pub(crate) raw: &'a RawValue,
 }
 
 /// The parameters of an event.
-pub(super) fn params(message: &[u8]) -> Option<&RawValue> {
+pub(crate) fn params(message: &[u8]) -> Option<&RawValue> {
     #[derive(Deserialize)]
     struct Event<'a> {
         #[serde(borrow)]
@@ -118,23 +127,29 @@ pub(super) fn params(message: &[u8]) -> Option<&RawValue> {
 }
 
 /// The target that an event tells of in full.
-pub(super) fn info(params: &RawValue) -> Option<Info<'_>> {
+pub(crate) fn info(params: &RawValue) -> Option<Info<'_>> {
     read_info(read::<About<'_>>(params)?.target_info?)
 }
 
 /// The target that an event names.
-pub(super) fn target_id(params: &RawValue) -> Option<Cow<'_, str>> {
+pub(crate) fn target_id(params: &RawValue) -> Option<Cow<'_, str>> {
     read::<About<'_>>(params)?.target_id
 }
 
 /// The session and the target of `Target.attachedToTarget`.
-pub(super) fn attached(message: &[u8]) -> Option<(Cow<'_, str>, Info<'_>)> {
+pub(crate) fn attached(message: &[u8]) -> Option<(Cow<'_, str>, Info<'_>)> {
     let about: About<'_> = read(params(message)?)?;
     Some((about.session_id?, read_info(about.target_info?)?))
 }
 
+/// Whether the target of `Target.attachedToTarget` stands still until it is let go.
+pub(crate) fn is_waiting(message: &[u8]) -> bool {
+    let about = params(message).and_then(read::<About<'_>>);
+    about.is_some_and(|about| about.waiting_for_debugger)
+}
+
 /// The session of `Target.detachedFromTarget`.
-pub(super) fn detached(message: &[u8]) -> Option<Cow<'_, str>> {
+pub(crate) fn detached(message: &[u8]) -> Option<Cow<'_, str>> {
     read::<About<'_>>(params(message)?)?.session_id
 }
 
@@ -147,6 +162,8 @@ struct About<'a> {
     target_id: Option<Cow<'a, str>>,
     #[serde(borrow)]
     target_info: Option<&'a RawValue>,
+    #[serde(default)]
+    waiting_for_debugger: bool,
 }
 
 fn read_info(raw: &RawValue) -> Option<Info<'_>> {
@@ -174,11 +191,11 @@ fn read<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Option<T> {
 }
 
 /// What was made here as JSON.
-pub(super) fn raw(value: &impl Serialize) -> Box<RawValue> {
+pub(crate) fn raw(value: &impl Serialize) -> Box<RawValue> {
     serde_json::value::to_raw_value(value).unwrap_or_default()
 }
 
 /// `{}`.
-pub(super) fn empty() -> Box<RawValue> {
+pub(crate) fn empty() -> Box<RawValue> {
     raw(&serde_json::json!({}))
 }

@@ -16,7 +16,7 @@ pub struct Command<'a> {
     pub method: Cow<'a, str>,
     /// The session that it is meant for; `None` for the client's root.
     pub session: Option<Cow<'a, str>>,
-    /// An object, not deeper than [`DEPTH_MAX`].
+    /// An object, not too deep for the browser's own reader.
     pub params: Option<&'a RawValue>,
 }
 
@@ -54,9 +54,7 @@ pub fn read(message: &[u8]) -> Result<Command<'_>, Bad> {
     if message.len() > MESSAGE_BYTES_MAX {
         return Err(bad(None, INVALID_REQUEST, "Message is above 16 MiB"));
     }
-    if !first(message).is_some_and(|first| first == b'{')
-        && serde_json::from_slice::<&RawValue>(message).is_ok()
-    {
+    if first(message) != Some(b'{') && serde_json::from_slice::<&RawValue>(message).is_ok() {
         return Err(bad(None, INVALID_REQUEST, "Message must be an object"));
     }
     let head: Head<'_> = serde_json::from_slice(message).map_err(|error| {

@@ -13,9 +13,9 @@ use axum::routing::get;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
-use understudy_browser::{Browser, Ended, Jail, serve};
+use understudy_browser::{Browser, Door, Ended, Jail, serve};
 
 /// A session: a context of its own, and a folder.
 pub async fn session(browser: &Browser, downloads: &Path) -> Arc<Jail> {
@@ -28,6 +28,17 @@ pub async fn session(browser: &Browser, downloads: &Path) -> Arc<Jail> {
     Arc::new(Jail::new(context, downloads.to_owned()))
 }
 
+/// As [`session`], with a door at which new pages wait for its clients.
+pub async fn session_with_door(browser: &Browser, door: &Arc<Door>, downloads: &Path) -> Arc<Jail> {
+    let jail = session(browser, downloads).await;
+    let jail = Arc::into_inner(jail).unwrap();
+    Arc::new(jail.with_door(door.clone()))
+}
+
+pub async fn door(browser: &Browser) -> Arc<Door> {
+    Arc::new(Door::open(browser.cdp()).await.unwrap())
+}
+
 /// A client without a WebSocket.
 pub struct Line {
     to: mpsc::Sender<Bytes>,
@@ -37,7 +48,7 @@ pub struct Line {
     pub said: Vec<Value>,
     /// All that it was ever told, but for errors.
     pub told: String,
-    served: JoinHandle<Ended>,
+    served: JoinSet<Ended>,
 }
 
 impl Line {
@@ -49,7 +60,8 @@ impl Line {
         let (cdp, jail) = (browser.cdp().clone(), jail.clone());
         let (to, from) = mpsc::channel(64);
         let (say, heard) = mpsc::channel(room);
-        let served = tokio::spawn(async move { serve(&cdp, &jail, from, say).await });
+        let mut served = JoinSet::new();
+        served.spawn(async move { serve(&cdp, &jail, from, say).await });
         Line {
             to,
             heard,
@@ -159,34 +171,28 @@ impl Line {
 
     /// The client goes; how its line ended.
     pub async fn leave(self) -> Ended {
-        let Line {
-            to, heard, served, ..
-        } = self;
+        let Line { to, mut served, .. } = self;
         drop(to);
-        let ended = timeout(LIMIT, served).await.expect("it does not end");
-        drop(heard);
-        ended.unwrap()
+        let ended = timeout(LIMIT, served.join_next()).await;
+        ended.expect("it does not end").unwrap().unwrap()
     }
 
     /// Waits until the other side ends the line, taking what comes.
     pub async fn ended(mut self) -> Ended {
         while self.next().await.is_some() {}
-        timeout(LIMIT, self.served).await.unwrap().unwrap()
+        let ended = timeout(LIMIT, self.served.join_next()).await;
+        ended.unwrap().unwrap().unwrap()
     }
 
     /// Waits until the other side ends the line, taking nothing.
-    pub async fn ended_unread(self) -> Ended {
-        let Line {
-            to, heard, served, ..
-        } = self;
-        let ended = timeout(3 * LIMIT, served).await.unwrap().unwrap();
-        drop((to, heard));
-        ended
+    pub async fn ended_unread(mut self) -> Ended {
+        let ended = timeout(3 * LIMIT, self.served.join_next()).await;
+        ended.unwrap().unwrap().unwrap()
     }
 }
 
 /// A web server with a few pages; its address, without a slash at the end.
-pub async fn pages() -> (String, JoinHandle<()>) {
+pub async fn pages() -> (String, JoinSet<()>) {
     let page = |body: &'static str| {
         let html = [(CONTENT_TYPE, "text/html")];
         get(move || async move { (html, body).into_response() })
@@ -202,9 +208,14 @@ pub async fn pages() -> (String, JoinHandle<()>) {
         .route("/api", get(|| async { "from the server" }))
         .route("/cookie", get(set_cookie))
         .route("/file", get(download));
+    let pages = pages.route("/workers", page(WORKERS)).route(
+        "/worker.js",
+        get(|| async { ([(CONTENT_TYPE, "text/javascript")], "") }),
+    );
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let served = tokio::spawn(async move { axum::serve(listener, pages).await.unwrap() });
+    let mut served = JoinSet::new();
+    served.spawn(async move { axum::serve(listener, pages).await.unwrap() });
     (address, served)
 }
 
@@ -225,5 +236,14 @@ const INDEX: &str = "<!doctype html><title>index</title><h1>index</h1>
 <input id=text><input id=file type=file>
 <a id=file-link href=/file>file</a>
 <div style='height: 3000px'></div>";
+
+/// A page with workers of every kind; its title is `ready` once they run.
+const WORKERS: &str = "<script>
+new Worker('/worker.js');
+new SharedWorker('/worker.js');
+navigator.serviceWorker.register('/worker.js')
+    .then(() => navigator.serviceWorker.ready)
+    .then(() => document.title = 'ready');
+</script>";
 
 const LIMIT: Duration = Duration::from_secs(15);
