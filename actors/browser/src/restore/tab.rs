@@ -65,12 +65,13 @@ impl Tab {
             target,
             document: Document::default(),
         };
-        tab.call::<Value>("Page.enable", json!({})).await?;
+        let all = json!({ "patterns": [{ "urlPattern": "*" }] });
+        tab.pass("Fetch.enable", all).await?;
+        tab.pass("Page.enable", json!({})).await?;
+        // Answered by the page's process, which loses what it has not done when the page goes elsewhere.
         let enabled = json!({ "enabled": true });
         tab.call::<Value>("Page.setLifecycleEventsEnabled", enabled)
             .await?;
-        let all = json!({ "patterns": [{ "urlPattern": "*" }] });
-        tab.call::<Value>("Fetch.enable", all).await?;
         Ok(tab)
     }
 
@@ -97,9 +98,7 @@ impl Tab {
 
     /// Drops all entries of the history but the current one.
     pub(super) async fn forget_history(&mut self) -> Result<(), CdpError> {
-        self.call::<Value>("Page.resetNavigationHistory", json!({}))
-            .await?;
-        Ok(())
+        self.pass("Page.resetNavigationHistory", json!({})).await
     }
 
     /// Goes back to an entry of the history.

@@ -76,7 +76,9 @@ fn answer(request: &Request<Incoming>, heard: &Mutex<Vec<String>>) -> Response<F
         .unwrap()
         .push(format!("{} {path}", request.method()));
     let mut answer = Response::builder().header("content-type", "text/html");
-    if path == "/login" {
+    let cookies = request.headers().get("cookie");
+    let is_known = cookies.is_some_and(|cookies| cookies.to_str().unwrap().contains("session="));
+    if path == "/login" && !is_known {
         for cookie in [
             "session=1; Path=/",
             "kept=2; Path=/; Max-Age=3600; SameSite=Lax",
