@@ -37,6 +37,8 @@ struct Document {
 /// How much of a page could be filled in.
 #[derive(Deserialize)]
 pub(super) struct Filled {
+    /// Where it has gone; nothing was filled in there.
+    pub(super) moved: Option<String>,
     /// Fields that are not there.
     pub(super) missing: u64,
     /// Whether it is scrolled to where it was.

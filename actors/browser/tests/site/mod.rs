@@ -91,6 +91,9 @@ fn answer(request: &Request<Incoming>, heard: &Mutex<Vec<String>>) -> Response<F
     if path == "/cookie" {
         answer = answer.header("set-cookie", "fetched=1; Path=/; HttpOnly");
     }
+    if path == "/moves" && is_known {
+        answer = answer.status(302).header("location", "/elsewhere");
+    }
     let page = if path == "/late" { LATE } else { PAGE };
     answer
         .body(Full::new(Bytes::from_static(page.as_bytes())))
@@ -118,4 +121,5 @@ document.documentElement.dataset.saw = JSON.stringify({
 <input type=radio name=r id=radio1 checked><input type=radio name=r id=radio2>
 <div id=rich contenteditable>rich</div><input id=same value=same><div><input name=deep></div></form>
 <iframe srcdoc="<input>"></iframe>
+<form><input name=id><input name=localName><input name=parentElement></form><img name=title><form name=querySelectorAll></form>
 "#;
