@@ -537,7 +537,8 @@ pub const ORIGINS_MAX: usize = 256;
 /// One origin's items. Browsers give an origin 5 Mi characters for keys and values.
 pub const STORAGE_BYTES_MAX: usize = 5 << 20;
 
-/// Pages open at a time: each is a process of 10 to 100 MB.
+/// Pages open at a time: each is a process of 10 to 100 MB. Those above are never watched, not even when
+/// others close.
 pub const PAGES_MAX: usize = 64;
 
 /// Origins whose session storage one page holds: it gets one more whenever it goes to another site.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use understudy_browser::restore::Missed;
 use understudy_browser::state::PageState;
 use understudy_browser::{
@@ -461,7 +462,8 @@ async fn what_changes_is_in_a_delta_soon_and_what_does_not_is_in_none() {
         (2..=8).contains(&calls),
         "changed was called {calls} times in 2 s"
     );
-    // Nothing of it shows in the page.
+    // Nothing of it shows in the page, and a dialog is closed by the browser as it is without anybody.
+    assert_eq!(tab.eval("alert('to nobody'); 5").await, 5);
     let seen =
         "Object.getOwnPropertyNames(window).filter((name) => /understudy/i.test(name)).length";
     assert_eq!(tab.eval(seen).await, 0);
@@ -780,7 +782,8 @@ async fn after_a_kill_at_any_moment_the_last_delta_handed_out_comes_back() {
         let mut stored = SessionState::default();
         let pid = session.browser.pid();
         let after = Duration::from_millis(200 + random.below(1500));
-        let killed = tokio::spawn(async move {
+        let mut killer = JoinSet::new();
+        killer.spawn(async move {
             tokio::time::sleep(after).await;
             common::kill(pid);
         });
@@ -805,7 +808,7 @@ async fn after_a_kill_at_any_moment_the_last_delta_handed_out_comes_back() {
             }
             tokio::time::sleep(Duration::from_millis(random.below(60))).await;
         }
-        killed.await.unwrap();
+        killer.join_next().await.unwrap().unwrap();
         // What is handed out after the death is what was known before it.
         if let Some(delta) = recorder.delta().await {
             stored.apply(&delta);

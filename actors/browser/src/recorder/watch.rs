@@ -52,6 +52,10 @@ struct Page {
     session: Option<Arc<str>>,
     /// Where `watch.js` runs, in the document that is there now.
     world: Option<i64>,
+    /// When one is to be made.
+    enter_due: Option<Time>,
+    /// When that was done last.
+    entered: Option<Time>,
     /// How many documents there were.
     documents: u64,
     /// When it is to be read.
@@ -228,8 +232,10 @@ impl Watch {
                 }
             }
             "DOM.documentUpdated" => {
-                if let Some(target) = self.target_of(&event.session) {
-                    self.enter(target).await;
+                let mut pages = self.pages.values_mut();
+                let page = pages.find(|page| page.session.as_ref() == Some(&event.session));
+                if let Some(page) = page {
+                    page.enter_soon();
                 }
             }
             method if method.starts_with("DOMStorage.") => self.stored(&event),
@@ -301,6 +307,8 @@ impl Watch {
             return;
         };
         page.session = Some(session.clone());
+        page.waiting = Some(clock::now());
+        page.enter_soon();
         for method in ["DOMStorage.enable", "DOM.enable"] {
             let session = session.clone();
             self.send(Question {
@@ -311,7 +319,6 @@ impl Watch {
             })
             .await;
         }
-        self.enter(target).await;
     }
 
     /// A document is there: a world of our own is made in it.
@@ -319,10 +326,13 @@ impl Watch {
         let Some(page) = self.pages.get_mut(&target) else {
             return;
         };
+        page.enter_due = None;
         let Some(session) = page.session.clone() else {
             return;
         };
-        page.waiting.get_or_insert(clock::now());
+        let now = clock::now();
+        page.waiting.get_or_insert(now);
+        page.entered = Some(now);
         // One for each root: what one that was cut off left behind calls nobody.
         let world = format!("understudy {}", self.root.session());
         let params = json!({ "frameId": target, "worldName": world });
@@ -502,12 +512,6 @@ impl Watch {
         }
     }
 
-    fn target_of(&self, session: &str) -> Option<String> {
-        let mut pages = self.pages.iter();
-        let page = pages.find(|(_, page)| page.session.as_deref() == Some(session));
-        page.map(|(target, _)| target.clone())
-    }
-
     fn read_soon(&mut self, target: &str, after: Duration) {
         if let Some(page) = self.pages.get_mut(target) {
             page.due.get_or_insert(clock::now() + after);
@@ -521,6 +525,12 @@ impl Watch {
         if now >= self.sweep_due {
             self.sweep_due = now + SWEEP_EVERY;
             self.sweep(now).await;
+        }
+        let pages = self.pages.iter();
+        let entered = pages.filter(|(_, page)| page.enter_due.is_some_and(|due| now >= due));
+        let entered: Vec<_> = entered.map(|(target, _)| target.clone()).collect();
+        for target in entered {
+            self.enter(target).await;
         }
         let root = self.root.session();
         if now >= self.cookies_due && !self.is_asking_cookies {
@@ -574,17 +584,14 @@ impl Watch {
 
     /// Each page is read, those without a world are entered, and those without a session attached to.
     async fn sweep(&mut self, now: Time) {
-        let (mut outside, mut lost) = (Vec::new(), Vec::new());
+        let mut lost = Vec::new();
         for (target, page) in &mut self.pages {
             page.due.get_or_insert(now);
             if page.session.is_none() {
                 lost.push(target.clone());
             } else if page.world.is_none() && page.waiting.is_none() && !page.is_crashed {
-                outside.push(target.clone());
+                page.enter_soon();
             }
-        }
-        for target in outside {
-            self.enter(target).await;
         }
         for target in lost {
             self.attach(target).await;
@@ -681,7 +688,12 @@ impl Watch {
         let reads = self.pages.values().filter_map(|page| page.due);
         let closed = self.closed.iter().map(|(closed, _)| *closed);
         let flush = self.flush.as_ref().map(|(deadline, _)| *deadline);
-        due = reads.chain(closed).chain(flush).fold(due, Time::min);
+        let enters = self.pages.values().filter_map(|page| page.enter_due);
+        due = reads
+            .chain(enters)
+            .chain(closed)
+            .chain(flush)
+            .fold(due, Time::min);
         if lock(&self.model).is_news {
             due = due.min(self.told_at + CHANGED_EVERY);
         }
@@ -690,6 +702,14 @@ impl Watch {
 }
 
 impl Page {
+    fn enter_soon(&mut self) {
+        let now = clock::now();
+        let due = self
+            .entered
+            .map_or(now, |entered| now.max(entered + ENTER_EVERY));
+        self.enter_due.get_or_insert(due);
+    }
+
     fn ask(&mut self, target: &str, now: Time, edited: &[&str], questions: &mut Vec<Question>) {
         let Some(session) = &self.session else {
             self.due = None;
@@ -813,6 +833,9 @@ fn read<T: DeserializeOwned>(answer: Option<Box<RawValue>>) -> Option<T> {
 
 /// How often cookies are asked for though nothing was heard: answers to workers and sockets set some.
 const COOKIES_EVERY: Duration = Duration::from_secs(1);
+
+/// A navigation tells of its document twice; a page may write itself anew for ever.
+const ENTER_EVERY: Duration = Duration::from_millis(50);
 
 /// A page changes its title and address several times as it loads.
 const SETTLE: Duration = Duration::from_millis(100);
