@@ -199,10 +199,10 @@ fn lock(model: &Mutex<Model>) -> MutexGuard<'_, Model> {
 }
 
 /// What `watch.js` is told when it reads a page.
-fn limits(local: bool, edited: &[&str]) -> Value {
+fn limits(stored: bool, edited: &[&str]) -> Value {
     use crate::state::{FIELD_BYTES_MAX, FIELDS_MAX, STORAGE_BYTES_MAX};
     json!({
-        "local": local,
+        "stored": stored,
         "edited": edited,
         "fieldsMax": FIELDS_MAX,
         "fieldMax": FIELD_BYTES_MAX,

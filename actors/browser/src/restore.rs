@@ -70,6 +70,9 @@ pub enum Missed {
     /// It was the answer to a form that was posted, and is what a GET of its address gives.
     #[error("it was the answer to a form that was posted; the form was not posted again")]
     Posted,
+    /// Its address leads to another page now, in which nothing was filled in.
+    #[error("its address leads to {0} now")]
+    Moved(String),
     /// So many items of its session storage were refused.
     #[error("{0} items of its session storage")]
     Stored(u64),
@@ -322,11 +325,17 @@ async fn load(tab: &mut Tab, state: &PageState) -> Result<Vec<Missed>, CdpError>
     if state.fields.is_empty() && state.focus.is_none() && (x, y) == (0, 0) {
         return Ok(Vec::new());
     }
-    let how = json!({ "fields": state.fields, "x": x, "y": y, "focus": state.focus });
+    let how =
+        json!({ "url": state.url, "fields": state.fields, "x": x, "y": y, "focus": state.focus });
     let mut waited = Duration::ZERO;
     let mut pause = FILL_PAUSE_MIN;
     loop {
         let filled = tab.fill(&how).await?;
+        if let Some(to) = filled.moved
+            && tab.is_loaded()
+        {
+            return Ok(vec![Missed::Moved(to)]);
+        }
         let is_whole = filled.missing == 0 && filled.is_scrolled;
         // A page's own scripts may fill its fields anew until it has loaded.
         if tab.is_loaded() && (is_whole || waited >= FILL_LIMIT) {

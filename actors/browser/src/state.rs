@@ -537,7 +537,8 @@ pub const ORIGINS_MAX: usize = 256;
 /// One origin's items. Browsers give an origin 5 Mi characters for keys and values.
 pub const STORAGE_BYTES_MAX: usize = 5 << 20;
 
-/// Pages open at a time: each is a process of 10 to 100 MB.
+/// Pages open at a time: each is a process of 10 to 100 MB. Those above are never watched, not even when
+/// others close.
 pub const PAGES_MAX: usize = 64;
 
 /// Origins whose session storage one page holds: it gets one more whenever it goes to another site.
@@ -568,3 +569,207 @@ pub const STATE_BYTES_MAX: usize = 32 << 20;
 /// What is read: cookies, addresses and fields are not dropped for [`STATE_BYTES_MAX`], and come to less
 /// than 64 MiB by their own limits.
 const ENCODED_BYTES_MAX: usize = 4 * STATE_BYTES_MAX;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn storage(items: &[(&str, &str)]) -> Storage {
+        let items = items.iter();
+        Storage {
+            items: items.map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+            left_out: 0,
+        }
+    }
+
+    fn state() -> SessionState {
+        let cookie = |name: &str, expires, partition_key| Cookie {
+            name: name.to_owned(),
+            value: "v".to_owned(),
+            domain: ".example.org".to_owned(),
+            path: "/".to_owned(),
+            expires,
+            http_only: true,
+            secure: true,
+            same_site: Some("Lax".to_owned()),
+            priority: Some("Medium".to_owned()),
+            source_scheme: Some("Secure".to_owned()),
+            source_port: Some(443),
+            partition_key,
+        };
+        let partition = PartitionKey {
+            top_level_site: "https://example.org".to_owned(),
+            has_cross_site_ancestor: true,
+        };
+        let field = |path: &str, value| Field {
+            path: path.to_owned(),
+            kind: "input text".to_owned(),
+            name: "q".to_owned(),
+            value,
+        };
+        let page = PageState {
+            url: "https://example.org/b".to_owned(),
+            title: "B".to_owned(),
+            history: vec![
+                "https://example.org/a".into(),
+                "https://example.org/b".into(),
+            ],
+            index: 1,
+            state: Some("{\"n\":1}".to_owned()),
+            is_posted: true,
+            session: [("https://example.org".to_owned(), storage(&[("s", "1")]))].into(),
+            scroll_x: 1,
+            scroll_y: 2,
+            fields: vec![
+                field("#text", FieldValue::Text("hello\n\u{1}".to_owned())),
+                field("#check", FieldValue::Checked(false)),
+                field(
+                    "#select",
+                    FieldValue::Selected(vec!["a".into(), "b".into()]),
+                ),
+                field("#rich", FieldValue::Html("<b>x</b>".to_owned())),
+            ],
+            focus: Some("#text".to_owned()),
+            left_out: 3,
+        };
+        SessionState {
+            cookies: Cookies::new(vec![
+                cookie("two", Some(1_900_000_000.25), Some(partition)),
+                cookie("one", None, None),
+            ]),
+            origins: [(
+                "https://example.org".to_owned(),
+                storage(&[("k", "v"), ("\u{1}\"\\ud800\"", "half")]),
+            )]
+            .into(),
+            pages: [(PageKey(7), page)].into(),
+            beyond: Beyond {
+                origins: 1,
+                pages: 2,
+            },
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_those_that_were_agreed_on_and_read_as_what_was_written() {
+        let bytes = state().encode();
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/session.state");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(golden, &bytes).unwrap();
+        }
+        assert_eq!(std::fs::read(golden).unwrap(), bytes);
+        assert_eq!(SessionState::decode(&bytes).unwrap(), state());
+        assert_eq!(state().left_out(), 6);
+    }
+
+    #[test]
+    fn damaged_bytes_are_refused_wherever_they_are_damaged() {
+        let bytes = state().encode();
+        for at in 0..bytes.len() {
+            assert!(SessionState::decode(&bytes[..at]).is_err(), "cut at {at}");
+            let mut damaged = bytes.to_vec();
+            damaged[at] ^= 1;
+            assert!(SessionState::decode(&damaged).is_err(), "changed at {at}");
+        }
+        let mut later = bytes.to_vec();
+        later[0] = VERSION + 1;
+        assert!(matches!(
+            SessionState::decode(&later),
+            Err(StateError::Version(2))
+        ));
+        let other = encode(&"no state");
+        assert!(matches!(
+            SessionState::decode(&other),
+            Err(StateError::Malformed(_))
+        ));
+    }
+
+    #[test]
+    fn more_than_may_be_written_is_refused_when_it_is_read() {
+        let mut many = SessionState::default();
+        for key in 0..=PAGES_MAX {
+            many.pages.insert(PageKey(key as u64), PageState::default());
+        }
+        let refused = SessionState::decode(&many.encode());
+        assert!(
+            matches!(refused, Err(StateError::TooMuch("pages"))),
+            "{refused:?}"
+        );
+        let delta = Delta::between(&SessionState::default(), &many).unwrap();
+        assert!(Delta::decode(&delta.encode()).is_err());
+        let mut beside = SessionState::default();
+        let page = PageState {
+            index: 2,
+            history: vec![BLANK.to_owned()],
+            ..PageState::default()
+        };
+        beside.pages.insert(PageKey(1), page);
+        assert!(SessionState::decode(&beside.encode()).is_err());
+    }
+
+    #[test]
+    fn a_delta_holds_what_changed_and_no_more() {
+        let old = state();
+        assert_eq!(Delta::between(&old, &old), None);
+        let mut new = old.clone();
+        new.origins
+            .insert("https://other.org".into(), storage(&[("a", "b")]));
+        let page = new.pages.remove(&PageKey(7)).unwrap();
+        new.pages.insert(PageKey(8), page);
+        let delta = Delta::between(&old, &new).unwrap();
+        assert_eq!(delta.cookies, None);
+        assert_eq!(delta.origins.len(), 1);
+        assert_eq!(delta.pages[&PageKey(7)], None);
+        let mut applied = old.clone();
+        applied.apply(&Delta::decode(&delta.encode()).unwrap());
+        assert_eq!(applied, new);
+    }
+
+    #[test]
+    fn what_is_above_a_limit_is_left_out_and_counted() {
+        let cookies = Cookies::new(vec![state().cookies.cookies[0].clone(); COOKIES_MAX + 2]);
+        assert_eq!((cookies.cookies.len(), cookies.left_out), (COOKIES_MAX, 2));
+
+        let mut storage = Storage::default();
+        storage.put("small", "1");
+        storage.put("large", &"x".repeat(STORAGE_BYTES_MAX));
+        assert_eq!((storage.items.len(), storage.left_out), (1, 1));
+
+        let mut page = PageState::default();
+        let urls: Vec<_> = (0..200)
+            .map(|at| format!("https://example.org/{at}"))
+            .collect();
+        page.set_history(urls.clone(), 120);
+        assert_eq!(page.history.len(), HISTORY_MAX);
+        assert_eq!(page.history[page.index], urls[120]);
+        assert_eq!(page.url, urls[120]);
+        page.set_history(urls.clone(), 3);
+        assert_eq!((page.index, &page.url), (3, &urls[3]));
+        page.set_history(vec![format!("data:,{}", "x".repeat(URL_BYTES_MAX))], 9);
+        assert_eq!((page.index, page.url.as_str()), (0, BLANK));
+
+        let field = state().pages[&PageKey(7)].fields[0].clone();
+        page.fields = vec![field; FIELDS_MAX + 5];
+        page.session = (0..20)
+            .map(|at| (format!("o{at}"), storage.clone()))
+            .collect();
+        page.bound();
+        assert_eq!(page.fields.len(), FIELDS_MAX);
+        assert_eq!(page.session.len(), PAGE_ORIGINS_MAX);
+        assert_eq!(page.left_out, 5 + 4);
+
+        // Control characters are long in JSON: half of the limit is above it.
+        let mut state = SessionState::default();
+        let controls = "\u{2}".repeat(STORAGE_BYTES_MAX - 1);
+        storage.put("c", &controls[..STORAGE_BYTES_MAX - 100]);
+        state.origins = (0..3)
+            .map(|at| (format!("o{at}"), storage.clone()))
+            .collect();
+        state.trim();
+        assert!(state.bytes() <= STATE_BYTES_MAX);
+        assert!(state.left_out() > 3);
+        assert!(SessionState::decode(&state.encode()).is_ok());
+    }
+}

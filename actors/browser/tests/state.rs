@@ -8,14 +8,15 @@ mod site;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use understudy_browser::restore::Missed;
 use understudy_browser::state::PageState;
 use understudy_browser::{
-    Browser, Cdp, Delta, Jail, Recorder, Restored, Root, SessionState, restore,
+    Browser, Cdp, CdpError, Delta, Jail, Recorder, Restored, Root, SessionState, restore,
 };
 
 use common::Place;
@@ -60,32 +61,40 @@ impl Session {
         restore(self.cdp(), &self.jail, state).await
     }
 
-    async fn open(&self, url: &str) -> Tab<'_> {
+    async fn open(&self, url: &str) -> Tab {
+        self.try_open(url).await.unwrap()
+    }
+
+    async fn try_open(&self, url: &str) -> Result<Tab, CdpError> {
         let params = json!({ "url": "about:blank", "browserContextId": self.jail.context() });
         let created: Value = self
             .cdp()
             .call(self.client.session(), "Target.createTarget", params)
-            .await
-            .unwrap();
-        let tab = self.attach(created["targetId"].as_str().unwrap()).await;
-        tab.go(url).await;
-        tab
+            .await?;
+        let tab = self
+            .try_attach(created["targetId"].as_str().unwrap())
+            .await?;
+        tab.try_go(url).await?;
+        Ok(tab)
     }
 
-    async fn attach(&self, target: &str) -> Tab<'_> {
+    async fn attach(&self, target: &str) -> Tab {
+        self.try_attach(target).await.unwrap()
+    }
+
+    async fn try_attach(&self, target: &str) -> Result<Tab, CdpError> {
         let attach = json!({ "targetId": target, "flatten": true });
         let attached: Value = self
             .cdp()
             .call(self.client.session(), "Target.attachToTarget", attach)
-            .await
-            .unwrap();
-        Tab {
-            cdp: self.cdp(),
+            .await?;
+        Ok(Tab {
+            cdp: self.cdp().clone(),
             session: attached["sessionId"].as_str().unwrap().to_owned(),
-        }
+        })
     }
 
-    async fn tabs(&self, restored: &Restored) -> Vec<Tab<'_>> {
+    async fn tabs(&self, restored: &Restored) -> Vec<Tab> {
         let mut tabs = Vec::new();
         for page in &restored.pages {
             tabs.push(self.attach(page.target.as_ref().unwrap()).await);
@@ -94,46 +103,56 @@ impl Session {
     }
 }
 
-struct Tab<'a> {
-    cdp: &'a Cdp,
+struct Tab {
+    cdp: Cdp,
     session: String,
 }
 
-impl Tab<'_> {
+impl Tab {
     async fn call(&self, method: &str, params: Value) -> Value {
         self.cdp.call(&self.session, method, params).await.unwrap()
     }
 
     async fn eval(&self, expression: &str) -> Value {
+        let evaluated = self.try_eval(expression).await.unwrap();
+        assert!(evaluated.get("exceptionDetails").is_none(), "{evaluated}");
+        evaluated["result"]["value"].clone()
+    }
+
+    async fn try_eval(&self, expression: &str) -> Result<Value, CdpError> {
         let params = json!({
             "expression": expression,
             "awaitPromise": true,
             "returnByValue": true,
             "userGesture": true,
         });
-        let evaluated = self.call("Runtime.evaluate", params).await;
-        assert!(evaluated.get("exceptionDetails").is_none(), "{evaluated}");
-        evaluated["result"]["value"].clone()
+        self.cdp
+            .call(&self.session, "Runtime.evaluate", params)
+            .await
     }
 
     async fn go(&self, url: &str) {
-        self.call("Page.navigate", json!({ "url": url })).await;
-        self.loaded(url).await;
+        self.try_go(url).await.unwrap();
+    }
+
+    async fn try_go(&self, url: &str) -> Result<(), CdpError> {
+        let to = json!({ "url": url });
+        let _: Value = self.cdp.call(&self.session, "Page.navigate", to).await?;
+        self.try_loaded(url).await
     }
 
     async fn loaded(&self, url: &str) {
+        self.try_loaded(url).await.unwrap();
+    }
+
+    async fn try_loaded(&self, url: &str) -> Result<(), CdpError> {
         let until = Instant::now() + Duration::from_secs(20);
         loop {
-            let params = json!({ "expression": "[location.href, document.readyState]", "returnByValue": true });
-            let now = self
-                .cdp
-                .call::<Value>(&self.session, "Runtime.evaluate", params);
-            if let Ok(now) = now.await
-                && now["result"]["value"] == json!([url, "complete"])
-            {
-                return;
+            match self.try_eval("[location.href, document.readyState]").await {
+                Ok(now) if now["result"]["value"] == json!([url, "complete"]) => return Ok(()),
+                Err(CdpError::Gone(method)) => return Err(CdpError::Gone(method)),
+                _ => assert!(Instant::now() < until, "{url} was not loaded"),
             }
-            assert!(Instant::now() < until, "{url} was not loaded");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -176,6 +195,7 @@ const FILL: &str = "
     secret.value = 'hunter2';
     rich.innerHTML = 'some <b>bold</b>'; rich.dispatchEvent(new Event('input', { bubbles: true }));
     text.focus({ preventScroll: true });
+    document.getElementsByName('localName')[0].value = 'a name in the way';
     scrollTo(0, 1234);
 ";
 
@@ -191,7 +211,8 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
     let session = Session::start(&place).await;
     let mut recorder = session.record(SessionState::default()).await;
     let first = session.open(&one.url("/login")).await;
-    first.go(&one.url("/a")).await;
+    first.go(&two.url("/a")).await;
+    first.eval("sessionStorage.setItem('on the way', 1)").await;
     first.go(&one.url("/b?x=1")).await;
     first
         .eval("history.pushState({ n: 7 }, '', '/pushed')")
@@ -237,8 +258,14 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
     assert!(cookie("session").expires.is_none() && cookie("kept").expires.is_some());
     assert!(cookie("__Host-part").partition_key.is_some());
     let page = &pages(&state)[0];
-    assert_eq!(page.history.len(), 4, "{:?}", page.history);
-    assert_eq!(page.fields.len(), 9, "{:#?}", page.fields);
+    // Chromium may or may not keep the blank page that a page begins with.
+    let history: Vec<_> = page
+        .history
+        .iter()
+        .filter(|url| *url != "about:blank")
+        .collect();
+    assert_eq!(history.len(), 4, "{history:?}");
+    assert_eq!(page.fields.len(), 10, "{:#?}", page.fields);
     drop(recorder);
     drop(session);
 
@@ -262,22 +289,23 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
     let again = recorder.state();
     assert_eq!(pages(&state), pages(again));
     assert_eq!(&state, again);
+    // Without knowing what was restored, the addresses say which page is which.
+    drop(recorder);
+    let mut recorder = other.record(state.clone()).await;
+    assert_eq!(recorder.last_delta().await, None);
+    assert_eq!(&state, recorder.state());
     // Each page's first script saw everything, and each was asked for once, by a GET.
     let mut requests = saw(&one).split_off(before.0);
     requests.extend(saw(&two).split_off(before.1));
     requests.sort();
-    let requests: Vec<_> = requests
-        .iter()
-        .filter(|request| !request.contains("/saw"))
-        .map(String::as_str)
-        .collect();
+    let requests: Vec<_> = requests.iter().map(String::as_str).collect();
     assert_eq!(requests, ["GET /c", "GET /d", "GET /pushed"]);
     let mut tabs = other.tabs(&restored).await;
     for (tab, page) in tabs.iter_mut().zip(pages(&state)) {
-        let saw = tab
-            .eval("JSON.parse(document.documentElement.dataset.saw)")
-            .await;
-        assert_eq!(saw["local"]["odd"], "half \u{fffd} a pair", "{saw}");
+        let saw = "(() => { const saw = JSON.parse(document.documentElement.dataset.saw); \
+            saw.local.odd = saw.local.odd === 'half \\ud800 a pair'; return saw })()";
+        let saw = tab.eval(saw).await;
+        assert_eq!(saw["local"]["odd"], true, "{saw}");
         assert_eq!(
             saw["local"]["user"].as_str().unwrap().split(' ').next(),
             Some("ada")
@@ -293,13 +321,16 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
         assert_eq!(tab.eval("document.activeElement.id").await, "text");
     }
     assert_eq!(tabs[0].eval("history.state.n").await, 7);
-    assert_eq!(tabs[0].eval("history.length").await, 4);
+    assert_eq!(tabs[0].eval("history.length").await, page.history.len());
     let seen = tabs[0]
         .eval("JSON.parse(document.documentElement.dataset.saw).state.n")
         .await;
     assert_eq!(seen, 7, "the first script sees the state of its entry");
-    tabs[0].eval("history.back()").await;
+    // The answer may be lost on the way.
+    let _ = tabs[0].try_eval("history.back()").await;
     tabs[0].loaded(&one.url("/b?x=1")).await;
+    tabs[0].go(&two.url("/a")).await;
+    assert_eq!(tabs[0].eval("sessionStorage['on the way']").await, "1");
     // The origin without a page has its storage, too.
     let fourth = other.open(&closed.url("/e")).await;
     assert_eq!(
@@ -396,14 +427,14 @@ async fn what_changes_is_in_a_delta_soon_and_what_does_not_is_in_none() {
         ),
         (
             "history.pushState({ deep: [1] }, '', '/pushed')",
-            Box::new(|state| page(state).state.is_some() && page(state).history.len() == 2),
+            Box::new(|state| page(state).state.is_some() && page(state).url.ends_with("/pushed")),
         ),
         (
             "history.replaceState(null, '', '/replaced')",
             Box::new(|state| page(state).state.is_none() && page(state).url.ends_with("/replaced")),
         ),
         (
-            "document.title = 'another'",
+            "document.getElementsByTagName('title')[0].textContent = 'another'",
             Box::new(|state| page(state).title == "another"),
         ),
         (
@@ -431,7 +462,8 @@ async fn what_changes_is_in_a_delta_soon_and_what_does_not_is_in_none() {
         (2..=8).contains(&calls),
         "changed was called {calls} times in 2 s"
     );
-    // Nothing of it shows in the page.
+    // Nothing of it shows in the page, and a dialog is closed by the browser as it is without anybody.
+    assert_eq!(tab.eval("alert('to nobody'); 5").await, 5);
     let seen =
         "Object.getOwnPropertyNames(window).filter((name) => /understudy/i.test(name)).length";
     assert_eq!(tab.eval(seen).await, 0);
@@ -596,6 +628,145 @@ async fn a_page_that_builds_itself_later_is_filled_and_one_that_never_loads_is_g
     assert_eq!(tabs[0].eval("scrollY").await, 900);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_leads_elsewhere_now_is_not_filled_in() {
+    let place = Place::new();
+    let site = Site::start().await;
+    let session = Session::start(&place).await;
+    let mut recorder = session.record(SessionState::default()).await;
+    let tab = session.open(&site.url("/moves")).await;
+    tab.eval("document.cookie = 'session=1; path=/'; text.value = 'private'")
+        .await;
+    recorder.last_delta().await;
+    let state = recorder.state().clone();
+    let other = Session::start(&place).await;
+    let restored = other.restore(&state).await;
+    let to = site.url("/elsewhere");
+    assert_eq!(restored.pages[0].missed, [Missed::Moved(to)]);
+    let tabs = other.tabs(&restored).await;
+    assert_eq!(tabs[0].eval("text.value").await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_is_gone_back_to_is_watched_again() {
+    let place = Place::new();
+    let sites = [Site::start().await, Site::start().await];
+    let session = Session::start(&place).await;
+    let mut recorder = session.record(SessionState::default()).await;
+    let tab = session.open(&sites[0].url("/a")).await;
+    tab.eval("text.value = 'first'").await;
+    tab.go(&sites[1].url("/b")).await;
+    let is_second = |state: &SessionState| pages(state)[0].url == sites[1].url("/b");
+    recorded(&mut recorder, "the second", is_second).await;
+    // The answer may be lost on the way.
+    let _ = tab.try_eval("history.back()").await;
+    tab.loaded(&sites[0].url("/a")).await;
+    tab.eval("scrollTo(0, 321)").await;
+    let is_first = |state: &SessionState| {
+        let page = &pages(state)[0];
+        page.url == sites[0].url("/a") && page.scroll_y == 321
+    };
+    recorded(&mut recorder, "the first", is_first).await;
+    assert!(
+        pages(recorder.state())[0]
+            .history
+            .contains(&sites[1].url("/b"))
+    );
+    // One that goes is gone.
+    tab.call("Page.close", json!({})).await;
+    recorded(&mut recorder, "none", |state| state.pages.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_that_is_told_to_end_takes_no_page_out_of_the_session() {
+    let place = Place::new();
+    let site = Site::start().await;
+    let session = Session::start(&place).await;
+    let mut recorder = session.record(SessionState::default()).await;
+    let tab = session.open(&site.url("/a")).await;
+    tab.eval("text.value = 'kept'").await;
+    recorder.last_delta().await;
+    assert_eq!(recorder.state().pages.len(), 1);
+    let from = Instant::now();
+    // It may end before it answers.
+    let _ = session
+        .cdp()
+        .call::<Value>("", "Browser.close", json!({}))
+        .await;
+    while !session.cdp().is_closed() {
+        let _ = recorder.delta().await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    println!("a browser ends in {:?}", from.elapsed());
+    recorder.delta().await;
+    assert_eq!(pages(recorder.state())[0].fields.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorder_that_is_cut_off_for_reading_too_slowly_asks_anew() {
+    let place = Place::new();
+    let sites = [Site::start().await, Site::start().await];
+    let session = Session::start(&place).await;
+    // It must not block; this one does, once, and more comes meanwhile than may wait.
+    let (block, blocks) = std::sync::mpsc::sync_channel::<()>(1);
+    let blocks = std::sync::Mutex::new(blocks);
+    let is_blocking = Arc::new(AtomicBool::new(false));
+    let armed = is_blocking.clone();
+    let changed = move || {
+        if armed.swap(false, Ordering::SeqCst) {
+            tokio::task::block_in_place(|| {
+                let _ = blocks.lock().unwrap().recv_timeout(Duration::from_secs(60));
+            });
+        }
+    };
+    let known = SessionState::default();
+    let mut recorder = Recorder::start(session.cdp(), session.jail.clone(), known, changed)
+        .await
+        .unwrap();
+    let floods = session.open(&sites[0].url("/a")).await;
+    let other = session.open(&sites[1].url("/b")).await;
+    let closes = session.open(&sites[1].url("/c")).await;
+    recorder.last_delta().await;
+    assert_eq!(recorder.state().pages.len(), 3);
+    let keys: Vec<_> = recorder.state().pages.keys().copied().collect();
+    is_blocking.store(true, Ordering::SeqCst);
+    let flood = "for (let i = 0; i < 30; i++) localStorage.setItem('big', 'x'.repeat(2e6) + i);
+        localStorage.setItem('last', 1)";
+    floods.eval(flood).await;
+    other
+        .eval("localStorage.setItem('small', 1); scrollTo(0, 10)")
+        .await;
+    closes.call("Page.close", json!({})).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!is_blocking.load(Ordering::SeqCst), "it never blocked");
+    block.send(()).unwrap();
+    let is_all = |state: &SessionState| {
+        let item =
+            |site: &Site, key: &str| state.origins.get(&site.url(""))?.items.get(key).cloned();
+        item(&sites[0], "last").is_some()
+            && item(&sites[0], "big").is_some_and(|big| big.ends_with("x29"))
+            && item(&sites[1], "small").is_some()
+            && state.pages.keys().eq(&keys[..2])
+            && state.pages[&keys[1]].scroll_y == 10
+    };
+    let from = Instant::now();
+    while !is_all(recorder.state()) {
+        recorder.delta().await;
+        assert!(from.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!(
+        "after a flood of 60 MB all was known in {:?}",
+        from.elapsed()
+    );
+    let took = {
+        other.eval("scrollTo(0, 20)").await;
+        let is_moved = |state: &SessionState| state.pages[&keys[1]].scroll_y == 20;
+        recorded(&mut recorder, "it is watched on", is_moved).await
+    };
+    assert!(took < SOON, "{took:?}");
+}
+
 /// Random changes, and the browser is killed at a random moment: what comes back is the last delta.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_kill_at_any_moment_the_last_delta_handed_out_comes_back() {
@@ -603,37 +774,33 @@ async fn after_a_kill_at_any_moment_the_last_delta_handed_out_comes_back() {
     let place = Place::new();
     let sites = [Site::start().await, Site::start().await];
     let from = Instant::now();
+    let mut stored_pages = 0;
     for seed in 0..SEEDS {
         let mut random = Random(seed + 1);
         let session = Session::start(&place).await;
         let mut recorder = session.record(SessionState::default()).await;
         let mut stored = SessionState::default();
-        let mut tabs = Vec::new();
-        let steps = 5 + random.below(20);
         let pid = session.browser.pid();
-        for step in 0..steps {
-            if tabs.is_empty() || (random.below(6) == 0 && tabs.len() < 4) {
-                let site = &sites[random.index(2)];
-                tabs.push(
-                    session
-                        .open(&site.url(PATHS[random.index(PATHS.len())]))
-                        .await,
-                );
+        let after = Duration::from_millis(200 + random.below(1500));
+        let mut killer = JoinSet::new();
+        killer.spawn(async move {
+            tokio::time::sleep(after).await;
+            common::kill(pid);
+        });
+        let mut tabs = Vec::new();
+        for step in 0.. {
+            if session.cdp().is_closed() {
+                break;
             }
-            let tab = &tabs[random.index(tabs.len())];
-            let change = match random.below(8) {
-                0 => format!("localStorage.setItem('k{}', 'v{step}')", random.below(4)),
-                1 => format!("sessionStorage.setItem('k{}', 'v{step}')", random.below(4)),
-                2 => format!("localStorage.removeItem('k{}')", random.below(4)),
-                3 => format!("document.cookie = 'c{}={step}; path=/'", random.below(4)),
-                4 => format!("scrollTo(0, {})", random.below(3000)),
-                5 => format!(
-                    "text.value = 'v{step}'; text.dispatchEvent(new Event('input', {{ bubbles: true }}))"
-                ),
-                6 => format!("history.pushState({step}, '', '/at{step}')"),
-                _ => "check.click()".to_owned(),
-            };
-            tab.eval(&change).await;
+            if tabs.is_empty() || (random.below(6) == 0 && tabs.len() < 4) {
+                let url = sites[random.index(2)].url(PATHS[random.index(PATHS.len())]);
+                tabs.extend(session.try_open(&url).await);
+            }
+            let change = random.change(step);
+            if let Some(tab) = tabs.get(random.index(tabs.len().max(1))) {
+                // The browser may be gone.
+                let _ = tab.try_eval(&change).await;
+            }
             if random.below(2) == 0
                 && let Some(delta) = recorder.delta().await
             {
@@ -641,14 +808,13 @@ async fn after_a_kill_at_any_moment_the_last_delta_handed_out_comes_back() {
             }
             tokio::time::sleep(Duration::from_millis(random.below(60))).await;
         }
-        common::kill(pid);
+        killer.join_next().await.unwrap().unwrap();
         // What is handed out after the death is what was known before it.
-        session.cdp().closed().await;
         if let Some(delta) = recorder.delta().await {
             stored.apply(&delta);
         }
         assert_eq!(&stored, recorder.state(), "seed {seed}");
-        drop(tabs);
+        stored_pages += stored.pages.len();
         drop(recorder);
         drop(session);
 
@@ -671,11 +837,16 @@ async fn after_a_kill_at_any_moment_the_last_delta_handed_out_comes_back() {
         assert_eq!(local(&stored), local(now), "seed {seed}");
         let sorted = |state: &SessionState| {
             let mut pages = pages(state);
+            for page in &mut pages {
+                // One that was killed as it came had no title yet.
+                page.title.clear();
+            }
             pages.sort_by_key(|page| format!("{page:?}"));
             pages
         };
         assert_eq!(sorted(&stored), sorted(now), "seed {seed}");
     }
+    assert!(stored_pages > 20, "{stored_pages} pages in all");
     println!("random schedules: {SEEDS} in {:?}", from.elapsed());
 }
 
@@ -695,6 +866,21 @@ impl Random {
             self.0 ^= self.0 << 17;
         }
         self.0 % limit
+    }
+
+    fn change(&mut self, step: u32) -> String {
+        match self.below(8) {
+            0 => format!("localStorage.setItem('k{}', 'v{step}')", self.below(4)),
+            1 => format!("sessionStorage.setItem('k{}', 'v{step}')", self.below(4)),
+            2 => format!("localStorage.removeItem('k{}')", self.below(4)),
+            3 => format!("document.cookie = 'c{}={step}; path=/'", self.below(4)),
+            4 => format!("scrollTo(0, {})", self.below(3000)),
+            5 => format!(
+                "text.value = 'v{step}'; text.dispatchEvent(new Event('input', {{ bubbles: true }}))"
+            ),
+            6 => format!("history.pushState({step}, '', '/at{step}')"),
+            _ => "check.click()".to_owned(),
+        }
     }
 
     fn index(&mut self, limit: usize) -> usize {

@@ -37,6 +37,8 @@ struct Document {
 /// How much of a page could be filled in.
 #[derive(Deserialize)]
 pub(super) struct Filled {
+    /// Where it has gone; nothing was filled in there.
+    pub(super) moved: Option<String>,
     /// Fields that are not there.
     pub(super) missing: u64,
     /// Whether it is scrolled to where it was.
@@ -65,12 +67,13 @@ impl Tab {
             target,
             document: Document::default(),
         };
-        tab.call::<Value>("Page.enable", json!({})).await?;
+        let all = json!({ "patterns": [{ "urlPattern": "*" }] });
+        tab.pass("Fetch.enable", all).await?;
+        tab.pass("Page.enable", json!({})).await?;
+        // Answered by the page's process, which loses what it has not done when the page goes elsewhere.
         let enabled = json!({ "enabled": true });
         tab.call::<Value>("Page.setLifecycleEventsEnabled", enabled)
             .await?;
-        let all = json!({ "patterns": [{ "urlPattern": "*" }] });
-        tab.call::<Value>("Fetch.enable", all).await?;
         Ok(tab)
     }
 
@@ -97,9 +100,7 @@ impl Tab {
 
     /// Drops all entries of the history but the current one.
     pub(super) async fn forget_history(&mut self) -> Result<(), CdpError> {
-        self.call::<Value>("Page.resetNavigationHistory", json!({}))
-            .await?;
-        Ok(())
+        self.pass("Page.resetNavigationHistory", json!({})).await
     }
 
     /// Goes back to an entry of the history.

@@ -1,10 +1,15 @@
 // Runs in a world of its own in the restored page, again and again until all is as it was. It dispatches
 // no event: a page that sends a form whenever a field changes must not send it once more.
-({ fields, x, y, focus }) => {
+({ url, fields, x, y, focus }) => {
+  // What was typed for one page is not for another that it leads to now.
+  const was = new URL(url);
+  if (location.origin !== was.origin || location.pathname !== was.pathname) {
+    return { moved: location.href, missing: 0, is_scrolled: true };
+  }
   const text = (s) => (s[0] === "\u0001" ? JSON.parse(s.slice(1)) : s);
   const find = (path) => {
     try {
-      return document.querySelector(path);
+      return Document.prototype.querySelector.call(document, path);
     } catch {
       return null;
     }
@@ -36,5 +41,5 @@
   if (focus) find(focus)?.focus({ preventScroll: true });
   if (Math.round(scrollX) !== x || Math.round(scrollY) !== y) scrollTo({ left: x, top: y, behavior: "instant" });
   const is_scrolled = Math.abs(scrollX - x) <= 1 && Math.abs(scrollY - y) <= 1;
-  return { missing, is_scrolled };
+  return { moved: null, missing, is_scrolled };
 }

@@ -52,17 +52,29 @@
   // Texts may hold half a surrogate pair, which no JSON reader outside takes.
   const text = (s) => (s.isWellFormed() && s[0] !== "\u0001" ? s : "\u0001" + JSON.stringify(s));
 
+  // A page may have a form with a field named `id`, or an image named `title`, that stands in the way.
+  const own = (type, name) => {
+    const { get, value } = Object.getOwnPropertyDescriptor(type.prototype, name);
+    return (object, ...given) => (get ?? value).apply(object, given);
+  };
+  const all = own(Document, "querySelectorAll");
+  const attribute = own(Element, "getAttribute");
+  const localName = own(Element, "localName");
+  const previous = own(Element, "previousElementSibling");
+  const parent = own(Node, "parentElement");
+  const root = () => own(Document, "documentElement")(document);
+
   const path = (element) => {
     const parts = [];
-    for (let e = element; e && e !== document.documentElement; e = e.parentElement) {
-      const id = e.id && "#" + CSS.escape(e.id);
-      if (id && document.querySelectorAll(id).length === 1) {
+    for (let e = element; e && e !== root(); e = parent(e)) {
+      const id = attribute(e, "id") && "#" + CSS.escape(attribute(e, "id"));
+      if (id && all(document, id).length === 1) {
         parts.unshift(id);
         return parts.join(">");
       }
       let nth = 1;
-      for (let s = e.previousElementSibling; s; s = s.previousElementSibling) nth += s.localName === e.localName;
-      parts.unshift(`${CSS.escape(e.localName)}:nth-of-type(${nth})`);
+      for (let s = previous(e); s; s = previous(s)) nth += localName(s) === localName(e);
+      parts.unshift(`${CSS.escape(localName(e))}:nth-of-type(${nth})`);
     }
     return [":root", ...parts].join(">");
   };
@@ -111,10 +123,10 @@
     }
   };
 
-  globalThis.understudyRead = ({ local, edited, fieldsMax, fieldMax, storageMax }) => {
+  globalThis.understudyRead = ({ stored, edited, fieldsMax, fieldMax, storageMax }) => {
     const fields = [];
     let left_out = 0;
-    for (const e of document.querySelectorAll("input,textarea,select,[contenteditable]")) {
+    for (const e of all(document, "input,textarea,select,[contenteditable]")) {
       const changed = attempt(() => value(e, edited));
       if (!changed) continue;
       if (fields.length >= fieldsMax || JSON.stringify(changed).length > fieldMax) {
@@ -123,21 +135,21 @@
       }
       fields.push({ path: path(e), kind: `${e.localName} ${e.type ?? ""}`.trim(), name: text(e.name ?? ""), value: changed });
     }
-    const active = document.activeElement;
+    const active = own(Document, "activeElement")(document);
     const state = attempt(() => JSON.stringify(history.state));
     return JSON.stringify({
       href: location.href,
       origin: location.origin,
       redirected: (performance.getEntriesByType("navigation")[0]?.redirectCount ?? 0) > 0,
-      title: text(document.title),
+      title: text(own(Document, "title")(document)),
       x: Math.round(scrollX),
       y: Math.round(scrollY),
-      focus: active && active !== document.body && active !== document.documentElement ? path(active) : null,
+      focus: active && active !== root() && localName(active) !== "body" ? path(active) : null,
       state: state && state !== "null" && state.length <= fieldMax ? text(state) : null,
       fields,
       left_out,
-      session: attempt(() => items(sessionStorage, storageMax)),
-      local: local ? attempt(() => items(localStorage, storageMax)) : null,
+      session: stored ? attempt(() => items(sessionStorage, storageMax)) : null,
+      local: stored ? attempt(() => items(localStorage, storageMax)) : null,
     });
   };
   tell("ready");

@@ -76,7 +76,9 @@ fn answer(request: &Request<Incoming>, heard: &Mutex<Vec<String>>) -> Response<F
         .unwrap()
         .push(format!("{} {path}", request.method()));
     let mut answer = Response::builder().header("content-type", "text/html");
-    if path == "/login" {
+    let cookies = request.headers().get("cookie");
+    let is_known = cookies.is_some_and(|cookies| cookies.to_str().unwrap().contains("session="));
+    if path == "/login" && !is_known {
         for cookie in [
             "session=1; Path=/",
             "kept=2; Path=/; Max-Age=3600; SameSite=Lax",
@@ -88,6 +90,9 @@ fn answer(request: &Request<Incoming>, heard: &Mutex<Vec<String>>) -> Response<F
     }
     if path == "/cookie" {
         answer = answer.header("set-cookie", "fetched=1; Path=/; HttpOnly");
+    }
+    if path == "/moves" && is_known {
+        answer = answer.status(302).header("location", "/elsewhere");
     }
     let page = if path == "/late" { LATE } else { PAGE };
     answer
@@ -116,4 +121,5 @@ document.documentElement.dataset.saw = JSON.stringify({
 <input type=radio name=r id=radio1 checked><input type=radio name=r id=radio2>
 <div id=rich contenteditable>rich</div><input id=same value=same><div><input name=deep></div></form>
 <iframe srcdoc="<input>"></iframe>
+<form><input name=id><input name=localName><input name=parentElement></form><img name=title><form name=querySelectorAll></form>
 "#;
