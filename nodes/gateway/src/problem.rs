@@ -195,6 +195,18 @@ impl Problem {
         }
     }
 
+    /// What the node's own store says about why there was no answer.
+    #[must_use]
+    pub(crate) fn because_of_the_store(self, trouble: &str) -> Problem {
+        let detail = format!("{}; {trouble}", self.detail);
+        Problem { detail, ..self }
+            .hint(
+                "make room on that disk, and on those of other nodes that are as full; then send it again \
+                 with the same `Idempotency-Key`",
+            )
+            .with("reason", "disk_full")
+    }
+
     /// With a field of its own.
     #[must_use]
     pub fn with(mut self, field: &str, value: impl Into<Value>) -> Problem {

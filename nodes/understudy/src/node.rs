@@ -344,6 +344,7 @@ impl Node {
                 seed: random()?,
             },
         );
+        let handle = handle.with_fullness(replica.fullness());
         guests.know(handle.clone());
         let mut tasks = JoinSet::new();
         let mut resends = JoinSet::new();
