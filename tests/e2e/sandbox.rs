@@ -269,6 +269,26 @@ async fn modules_and_sandboxes_are_listed_wherever_they_are() -> Result<()> {
     }
     let printed = done(&cluster, 1, &["module", "list"])?;
     assert_eq!(printed.lines().count(), 1 + wanted.len(), "{printed}");
+    // What is refused is on no list, and the versions of one come newest first.
+    let broken = cluster.dir().join("broken.wasm");
+    std::fs::write(&broken, b"\0asm\x01\0\0\0 and no module")?;
+    let broken = broken.to_str().context("the folder is not UTF-8")?;
+    let refused = cli(&cluster, 2, &["module", "push", broken, "ledger@1.9.0"])?;
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    let versions = |printed: String| -> Vec<String> {
+        let rows = printed.lines().skip(1);
+        rows.filter_map(|row| Some(row.split_whitespace().next()?.to_owned()))
+            .collect()
+    };
+    let mut newest: Vec<String> = wanted.iter().map(|(id, _)| id.clone()).collect();
+    newest.reverse();
+    let listed = done(&cluster, 2, &["module", "list", "ledger"])?;
+    assert_eq!(versions(listed), newest);
+    let all = done(&cluster, 0, &["module", "list", "ledger", "--all"])?;
+    assert!(all.contains("ledger@1.9.0"), "{all}");
+    let none = cli(&cluster, 1, &["module", "list", "nothing"])?;
+    let said = String::from_utf8_lossy(&none.stderr);
+    assert!(said.contains("has no module `nothing`"), "{said}");
     let printed = done(&cluster, 1, &["module", "inspect", "ledger@1.3.0"])?;
     assert!(
         printed.contains("enter(i64) -> (i64, i64, i64)"),

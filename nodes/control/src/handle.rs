@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use understudy_protocol::cluster::directory::{Command, Directory};
 use understudy_protocol::id::{ChildId, Epoch, IncarnationId, NodeId, Seq, StoreId, UnitId};
 use understudy_protocol::time::Time;
 use understudy_transport::net::{RequestError, Tunnel};
+use understudy_store::USED_PERCENT_MAX;
 
 use crate::agents::Agents;
 use crate::events::{EventStream, Events};
@@ -28,6 +30,8 @@ pub struct Handle {
     events: Events,
     agents: Agents,
     tunnels: Tunnels,
+    /// Whether this node's store turns records away.
+    store_full: Arc<AtomicBool>,
 }
 
 /// What a node knows, at one moment.
@@ -215,11 +219,30 @@ impl Handle {
             events,
             agents,
             tunnels,
+            store_full: Arc::default(),
         }
     }
 
     pub(crate) fn with_tunnels(self, tunnels: Tunnels) -> Handle {
         Handle { tunnels, ..self }
+    }
+
+    /// The same, with what says whether this node's store turns records away.
+    #[must_use]
+    pub fn with_fullness(self, store_full: Arc<AtomicBool>) -> Handle {
+        Handle { store_full, ..self }
+    }
+
+    /// Why what changes something may get no answer, as far as this node's own store knows. Stores are
+    /// filled alike, so the others' owners mostly have the same reason.
+    pub fn store_trouble(&self) -> Option<String> {
+        let full = self.store_full.load(Ordering::Relaxed);
+        full.then(|| {
+            format!(
+                "the store of this node takes no records: its disk is more than {USED_PERCENT_MAX} % \
+                 full"
+            )
+        })
     }
 
     pub(crate) fn with_agents(self, agents: Agents) -> Handle {

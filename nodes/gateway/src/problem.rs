@@ -195,6 +195,18 @@ impl Problem {
         }
     }
 
+    /// What the node's own store says about why there was no answer.
+    #[must_use]
+    pub(crate) fn because_of_the_store(self, trouble: &str) -> Problem {
+        let detail = format!("{}; {trouble}", self.detail);
+        Problem { detail, ..self }
+            .hint(
+                "make room on that disk, and on those of other nodes that are as full; then send it again \
+                 with the same `Idempotency-Key`",
+            )
+            .with("reason", "disk_full")
+    }
+
     /// With a field of its own.
     #[must_use]
     pub fn with(mut self, field: &str, value: impl Into<Value>) -> Problem {
@@ -245,8 +257,13 @@ impl From<CallError> for Problem {
         match error {
             CallError::Overloaded { retry_after } => Problem {
                 retry_after: Some(retry_after),
-                ..Problem::new(Kind::Overloaded, detail)
-                    .hint("it was not done: send it again after `Retry-After`, or send less")
+                ..Problem::new(Kind::Overloaded, detail).hint(if retry_after < KEYS_WAIT {
+                    "it was not done: send it again after `Retry-After`, or send less"
+                } else {
+                    "it was not done: the child remembers the answers to as many `Idempotency-Key`s as it may, \
+                     and forgets the oldest after `Retry-After`; call it without a key, or spread the calls \
+                     over several children"
+                })
             },
             CallError::Conflict => Problem::new(Kind::Conflict, detail)
                 .hint("a key stands for one request: use a new key for a new request"),
@@ -266,6 +283,9 @@ impl From<CallError> for Problem {
         }
     }
 }
+
+/// A queue is shorter by then: whoever is to come back later than this waits for keys to be forgotten.
+const KEYS_WAIT: Duration = Duration::from_secs(10);
 
 impl From<ProposeError> for Problem {
     fn from(error: ProposeError) -> Problem {
@@ -339,6 +359,16 @@ mod tests {
             .get(header::RETRY_AFTER)
             .map(|span| span.to_str().unwrap());
         assert_eq!(after, retry_after, "{body:?}");
+    }
+
+    #[test]
+    fn a_child_that_is_full_of_keys_is_told_from_one_that_is_busy() {
+        let hint = |retry_after| {
+            let problem = Problem::from(CallError::Overloaded { retry_after });
+            problem.hint.unwrap_or_default()
+        };
+        assert!(hint(Duration::from_secs(539)).contains("`Idempotency-Key`s as it may"));
+        assert!(!hint(Duration::from_millis(50)).contains("Key"));
     }
 
     #[test]

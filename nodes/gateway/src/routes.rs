@@ -98,7 +98,15 @@ impl Gateway {
             patience,
             maybe_done: true,
         };
-        Ok(answered.map_err(|_| late())??)
+        let answered = answered.unwrap_or_else(|_| Err(late()));
+        answered.map_err(|error| {
+            let is_late = matches!(error, CallError::DeadlineExceeded { .. });
+            let problem = Problem::from(error);
+            match self.handle.store_trouble().filter(|_| is_late) {
+                Some(trouble) => problem.because_of_the_store(&trouble),
+                None => problem,
+            }
+        })
     }
 }
 

@@ -5,6 +5,7 @@ mod common;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
@@ -27,6 +28,8 @@ struct Served {
     at: SocketAddr,
     http: Client,
     events: Events,
+    /// Whether the node's store turns records away.
+    full: Arc<AtomicBool>,
     stop: Option<oneshot::Sender<()>>,
     tasks: JoinSet<()>,
 }
@@ -38,7 +41,8 @@ impl Served {
         let (asks, asked) = mpsc::channel(16);
         let (shown, view) = watch::channel(Arc::new(view(&Directory::default())));
         let events = Events::default();
-        let handle = Handle::new(asks, view, events.clone());
+        let full = Arc::<AtomicBool>::default();
+        let handle = Handle::new(asks, view, events.clone()).with_fullness(full.clone());
         let guests = Guests::new();
         let functions = guests.functions();
         let mut tasks = JoinSet::new();
@@ -64,6 +68,7 @@ impl Served {
             at,
             http: Client::new(),
             events,
+            full,
             stop: Some(stop),
             tasks,
         }
@@ -487,6 +492,12 @@ async fn a_call_that_the_node_never_answers_ends_in_the_caller_s_time() {
     served
         .refuses(Method::POST, path, None, 504, "deadline_exceeded")
         .await;
+    served.full.store(true, Ordering::Relaxed);
+    let late = served.check(Method::POST, path, None, 504).await;
+    assert_eq!(late["reason"], "disk_full");
+    for (field, says) in [("detail", "more than 85 % full"), ("hint", "make room")] {
+        assert!(late[field].as_str().unwrap().contains(says), "{late}");
+    }
     for timeout in ["0s", "61s", "soon"] {
         let path = format!("/v1/children/t/counter/x/call?timeout={timeout}");
         served

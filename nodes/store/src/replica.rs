@@ -43,6 +43,7 @@ pub struct ReplicaThread {
     queue: Option<SyncSender<Asked>>,
     queued_bytes: Arc<AtomicUsize>,
     stopping: Arc<AtomicBool>,
+    full: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -76,10 +77,12 @@ impl ReplicaThread {
         let (queue, asked) = sync_channel(QUEUE_MAX);
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let stopping = Arc::new(AtomicBool::new(false));
+        let full = Arc::new(AtomicBool::new(false));
         let waiting = Queue {
             asked,
             bytes: Arc::clone(&queued_bytes),
             stopping: Arc::clone(&stopping),
+            full: Arc::clone(&full),
         };
         let thread = std::thread::Builder::new()
             .name("store".into())
@@ -99,8 +102,15 @@ impl ReplicaThread {
             queue: Some(queue),
             queued_bytes,
             stopping,
+            full,
             thread: Some(thread),
         })
+    }
+
+    /// Whether records were turned away when it was last looked, because the disk is nearly full: true
+    /// until there is room, for whoever wants to say why a call was not answered.
+    pub fn fullness(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.full)
     }
 
     /// Asks the store. Never blocks.
@@ -152,7 +162,7 @@ struct Serving {
     store: Box<dyn CheckpointStore>,
     answer: Answer,
     /// Records were turned away for want of room when it was last looked.
-    was_full: bool,
+    full: Arc<AtomicBool>,
 }
 
 impl Serving {
@@ -172,7 +182,7 @@ impl Serving {
             replica: Recorded::begin(clock::now(), start, log),
             store,
             answer,
-            was_full: false,
+            full: Arc::clone(&queue.full),
         };
         let mut scrub = Scrub {
             after: None,
@@ -233,13 +243,13 @@ impl Serving {
             room => room,
         };
         // Said once each way: whoever looks for why no call is answered finds it.
-        match (&room, self.was_full) {
+        let was_full = self.full.swap(room.is_err(), Ordering::Relaxed);
+        match (&room, was_full) {
             (Err(error), false) => tracing::error!(%error, "new records are turned away"),
             (Ok(()), true) => tracing::info!("there is room again: records are taken"),
             _ => {}
         }
-        self.was_full = room.is_err();
-        Ok(!self.was_full)
+        Ok(room.is_ok())
     }
 
     fn take(&mut self, asked: Asked, has_room: bool) {
@@ -330,6 +340,7 @@ struct Queue {
     asked: Receiver<Asked>,
     bytes: Arc<AtomicUsize>,
     stopping: Arc<AtomicBool>,
+    full: Arc<AtomicBool>,
 }
 
 /// What a request takes of the queue's memory.

@@ -365,6 +365,7 @@ impl Node {
                 seed: random()?,
             },
         );
+        let handle = handle.with_fullness(replica.fullness());
         guests.know(handle.clone());
         let own = vec![config.transport.listen, heart_address];
         browsers.know(handle.clone(), &own);

@@ -1,3 +1,4 @@
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
@@ -158,10 +159,13 @@ fn a_full_disk_turns_records_away_and_keeps_reading_and_promising() {
         matches!(bench.seal(), Said::Sealed { .. }),
         "no answer to the append"
     );
+    let full = bench.thread.fullness();
+    assert!(full.load(Ordering::Relaxed));
     assert!(matches!(bench.fetch(), Said::Fetched { records, .. } if records.len() == 1));
     store.set_full(false);
     bench.append(records[0].head(), &records[1..]);
     assert!(matches!(bench.hear(), Said::Appended { upto, .. } if upto == records[1].head()));
+    assert!(!full.load(Ordering::Relaxed));
 }
 
 #[test]

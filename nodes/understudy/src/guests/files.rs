@@ -15,6 +15,7 @@ use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
 use tracing::warn;
 
 use understudy_sandbox::module::{Module, ModuleHash};
+use understudy_store::room_under;
 
 /// Modules that were fetched. A clone is the same folder.
 #[derive(Clone, Debug)]
@@ -92,6 +93,8 @@ impl Inner {
     /// Whole under its name, or not there. It is not flushed: what a crash leaves is read with its hash.
     fn write(&self, module: &Module) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
+        // Records come first: what is here can be fetched again.
+        room_under(&self.folder).map_err(io::Error::other)?;
         let nth = self.written.fetch_add(1, Ordering::Relaxed);
         let unfinished = self.folder.join(format!("{nth}.{UNFINISHED}"));
         let written = File::create(&unfinished)
