@@ -129,7 +129,7 @@ pub enum Heard {
 pub struct Root {
     cdp: Cdp,
     session: Arc<str>,
-    heard: mpsc::UnboundedReceiver<Heard>,
+    heard: mpsc::Receiver<Heard>,
     waiting: Arc<Waiting>,
 }
 
@@ -224,7 +224,7 @@ impl Cdp {
             .call("", "Target.attachToBrowserTarget", serde_json::json!({}))
             .await?;
         let session: Arc<str> = attached.session_id.into();
-        let (sender, heard) = mpsc::unbounded_channel();
+        let (sender, heard) = mpsc::channel(HEARD_MAX);
         let waiting = Arc::<Waiting>::default();
         self.router()
             .add_root(session.clone(), sender, waiting.clone());
@@ -271,8 +271,8 @@ impl Root {
         &self.session
     }
 
-    /// What comes next; `None` once the browser is gone, or when more than [`HEARD_BYTES_MAX`] bytes
-    /// waited to be taken: what was dropped then cannot be made up for.
+    /// What comes next; `None` once the browser is gone, or when more than [`HEARD_BYTES_MAX`] bytes, or
+    /// more than [`HEARD_MAX`] messages, waited to be taken: what was dropped then cannot be made up for.
     pub async fn next(&mut self) -> Option<Heard> {
         let heard = self.heard.recv().await?;
         self.waiting.take(&heard);
@@ -390,3 +390,6 @@ const COMMANDS_MAX: usize = 64;
 /// Bytes that a root may leave untaken: one large answer (a screenshot of a long page has some MiB) and
 /// a flood of small events. A client that does not read for longer is cut off.
 pub const HEARD_BYTES_MAX: usize = 64 << 20;
+
+/// The same, counted: small events cost more to hold than they have bytes.
+pub const HEARD_MAX: usize = 64 << 10;

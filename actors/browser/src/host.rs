@@ -10,7 +10,17 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::door::Door;
 use crate::process::{Browser, BrowserError, BrowserSetup, SharedLauncher};
+
+/// A browser that runs, and what stands at its door.
+#[derive(Debug)]
+pub struct Hosted {
+    /// The browser.
+    pub browser: Browser,
+    /// Where its new pages wait for the clients that want to see them first.
+    pub door: Arc<Door>,
+}
 
 /// The browsers of a node. Dropping the last clone ends those that no session holds.
 #[derive(Clone)]
@@ -32,7 +42,7 @@ struct Slot {
 }
 
 struct Kept {
-    browser: Arc<Browser>,
+    hosted: Arc<Hosted>,
     /// When no session was seen to hold it for the first time.
     idle_since: Option<Instant>,
 }
@@ -62,21 +72,30 @@ impl Browsers {
     ///
     /// # Errors
     /// See [`BrowserError`]: none runs.
-    pub async fn of(&self, tenant: &str) -> Result<Arc<Browser>, BrowserError> {
+    pub async fn of(&self, tenant: &str) -> Result<Arc<Hosted>, BrowserError> {
         let slot = self.inner.slots().entry(tenant.to_owned()).or_default().clone();
         let mut kept = slot.kept.lock().await;
-        if let Some(running) = kept.as_mut().filter(|kept| !kept.browser.cdp().is_closed()) {
+        if let Some(running) = kept.as_mut().filter(|kept| !kept.hosted.browser.cdp().is_closed()) {
             running.idle_since = None;
-            return Ok(running.browser.clone());
+            return Ok(running.hosted.clone());
         }
         let browser = Browser::start(&*self.inner.launcher, &self.inner.setup).await?;
-        let browser = Arc::new(browser);
+        let door = Door::open(browser.cdp()).await;
+        let door = door.map_err(|error| BrowserError::NotReady {
+            program: self.inner.setup.program(),
+            error,
+            sandbox: self.inner.setup.sandbox,
+        })?;
+        tracing::info!(tenant, pid = browser.pid(), product = browser.about().product, "a browser runs");
+        let hosted = Arc::new(Hosted {
+            browser,
+            door: Arc::new(door),
+        });
         *kept = Some(Kept {
-            browser: browser.clone(),
+            hosted: hosted.clone(),
             idle_since: None,
         });
-        tracing::info!(tenant, pid = browser.pid(), product = browser.about().product, "a browser runs");
-        Ok(browser)
+        Ok(hosted)
     }
 
     /// Process ids of those that run, by tenant: for people.
@@ -84,7 +103,7 @@ impl Browsers {
         let slots = self.inner.slots().clone();
         let running = slots.into_iter().filter_map(|(tenant, slot)| {
             let kept = slot.kept.try_lock().ok()?;
-            Some((tenant, kept.as_ref()?.browser.pid()))
+            Some((tenant, kept.as_ref()?.hosted.browser.pid()))
         });
         running.collect()
     }
@@ -107,10 +126,10 @@ impl Inner {
             let Ok(mut kept) = slot.kept.try_lock() else {
                 return true;
             };
-            let is_held = |kept: &Kept| Arc::strong_count(&kept.browser) > 1;
+            let is_held = |kept: &Kept| Arc::strong_count(&kept.hosted) > 1;
             match kept.as_mut() {
                 None => return false,
-                Some(kept) if kept.browser.cdp().is_closed() => {}
+                Some(kept) if kept.hosted.browser.cdp().is_closed() => {}
                 Some(kept) if is_held(kept) => {
                     kept.idle_since = None;
                     return true;

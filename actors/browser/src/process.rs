@@ -44,6 +44,14 @@ pub struct BrowserSetup {
     pub sandbox: bool,
 }
 
+impl BrowserSetup {
+    /// The program that is started.
+    pub fn program(&self) -> PathBuf {
+        let named = self.binary.clone();
+        named.unwrap_or_else(|| PathBuf::from(HEADLESS_SHELL))
+    }
+}
+
 /// What is to be started.
 #[derive(Debug)]
 pub struct LaunchSpec {
@@ -70,11 +78,11 @@ pub trait Launched: Send + Sync {
 /// Starts processes.
 pub trait Launcher: Send + Sync + 'static {
     /// Starts one. An error says why it does not run; then nothing is left of it.
-    fn launch(
-        &self,
-        spec: LaunchSpec,
-    ) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Launched>>> + Send + '_>>;
+    fn launch(&self, spec: LaunchSpec) -> Launching<'_>;
 }
+
+/// A process that is being started.
+pub type Launching<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn Launched>>> + Send + 'a>>;
 
 /// A browser that runs. Dropping it ends it.
 pub struct Browser {
@@ -161,8 +169,7 @@ impl Browser {
         launcher: &dyn Launcher,
         setup: &BrowserSetup,
     ) -> Result<Browser, BrowserError> {
-        let program = setup.binary.clone();
-        let program = program.unwrap_or_else(|| PathBuf::from(HEADLESS_SHELL));
+        let program = setup.program();
         if !program.is_file() {
             return Err(BrowserError::NoBinary(program));
         }

@@ -42,9 +42,8 @@ use understudy_supervision::{
 use crate::cdp::{Cdp, CdpError};
 use crate::client::{self, Ended};
 use crate::egress::{Denied, Egress, EgressPolicy};
-use crate::host::Browsers;
+use crate::host::{Browsers, Hosted};
 use crate::jail::Jail;
-use crate::process::Browser;
 use crate::recorder::Recorder;
 use crate::restore;
 use crate::state::{Delta, SessionState};
@@ -105,7 +104,7 @@ pub struct Client {
 pub struct Session {
     recorder: Recorder,
     open: Open,
-    browser: Arc<Browser>,
+    hosted: Arc<Hosted>,
     _listed: Listed,
     /// The session is over for its clients when this is dropped.
     _over: watch::Sender<bool>,
@@ -244,8 +243,8 @@ impl Kind for Sessions {
         let state = state_of(&checkpoint)?;
         let child = context.child().clone();
         let failed = |why: String| StartError::Failed(why);
-        let browser = self.given.browsers.of(child.tenant()).await;
-        let browser = browser.map_err(|error| failed(error.to_string()))?;
+        let hosted = self.given.browsers.of(child.tenant()).await;
+        let hosted = hosted.map_err(|error| failed(error.to_string()))?;
         let permit = {
             let (permit, child) = (self.given.permit.clone(), child.clone());
             Arc::new(move || permit(&child))
@@ -262,14 +261,14 @@ impl Kind for Sessions {
         let egress = Egress::open(self.given.policy.clone(), permit, denied);
         let egress = egress.map_err(|error| failed(format!("no proxy for its pages: {error}")))?;
         let proxy = format!("http://{}", egress.address());
-        let jail = open_context(&browser, &proxy).await;
+        let jail = open_context(&hosted, &proxy).await;
         let jail = Arc::new(jail.map_err(|error| failed(error.to_string()))?);
         // From here on the context ends with the session.
         let (over, is_over) = watch::channel(false);
         let open = Open {
             tickets: Arc::default(),
             clients: Arc::default(),
-            cdp: browser.cdp().clone(),
+            cdp: hosted.browser.cdp().clone(),
             jail,
             over: is_over,
         };
@@ -312,7 +311,7 @@ impl Kind for Sessions {
         Ok(Session {
             recorder,
             open,
-            browser,
+            hosted,
             _listed: listed,
             _over: over,
             _watch: watching,
@@ -384,8 +383,8 @@ impl Session {
             title: page.title.clone(),
         });
         About {
-            browser: self.browser.about().product.clone(),
-            pid: self.browser.pid(),
+            browser: self.hosted.browser.about().product.clone(),
+            pid: self.hosted.browser.pid(),
             pages: pages.collect(),
             clients: self.open.clients.load(Ordering::Relaxed),
         }
@@ -517,7 +516,7 @@ impl Drop for ContextGuard {
 }
 
 /// A context of its own, whose pages reach the network through `proxy` alone.
-async fn open_context(browser: &Browser, proxy: &str) -> Result<Jail, CdpError> {
+async fn open_context(hosted: &Hosted, proxy: &str) -> Result<Jail, CdpError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Made {
@@ -529,9 +528,12 @@ async fn open_context(browser: &Browser, proxy: &str) -> Result<Jail, CdpError> 
         // Loopback too: without this, Chromium reaches it past the proxy.
         "proxyBypassList": "<-loopback>",
     });
+    let Hosted { browser, door } = hosted;
     let made: Made = browser.cdp().call("", "Target.createBrowserContext", ask).await?;
     let downloads = browser.dir().join("files").join(&made.browser_context_id);
-    Ok(Jail::new(made.browser_context_id, downloads).with_proxy(proxy.to_owned()))
+    Ok(Jail::new(made.browser_context_id, downloads)
+        .with_proxy(proxy.to_owned())
+        .with_door(door.clone()))
 }
 
 /// What could not be brought back, for people.

@@ -50,7 +50,7 @@ struct Sent {
 
 #[derive(Debug)]
 struct Listener {
-    heard: mpsc::UnboundedSender<Heard>,
+    heard: mpsc::Sender<Heard>,
     waiting: Arc<Waiting>,
 }
 
@@ -146,7 +146,7 @@ impl Router {
     pub(super) fn add_root(
         &mut self,
         session: Arc<str>,
-        heard: mpsc::UnboundedSender<Heard>,
+        heard: mpsc::Sender<Heard>,
         waiting: Arc<Waiting>,
     ) {
         self.roots.insert(session, Listener { heard, waiting });
@@ -369,7 +369,7 @@ impl Router {
         let Some(listener) = self.roots.get(root) else {
             return;
         };
-        if !listener.waiting.add(&heard) || listener.heard.send(heard).is_err() {
+        if !listener.waiting.add(&heard) || listener.heard.try_send(heard).is_err() {
             // It hears what is in its queue, then that it is over.
             tracing::warn!("a client of a browser read too slowly and is cut off");
             self.remove_root(&root.clone());

@@ -3,16 +3,14 @@
 //! Owns: the process and its folder. When this process is killed, the pipe's end ends the browser, but
 //! nobody removes the folder: nodes have a warden for that.
 
-use std::future::Future;
 use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::{LaunchSpec, Launched, Launcher};
+use super::{LaunchSpec, Launched, Launcher, Launching};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,10 +22,7 @@ struct Process {
 }
 
 impl Launcher for Direct {
-    fn launch(
-        &self,
-        spec: LaunchSpec,
-    ) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Launched>>> + Send + '_>> {
+    fn launch(&self, spec: LaunchSpec) -> Launching<'_> {
         let started = start(spec);
         Box::pin(async move { started.map(|process| Box::new(process) as Box<dyn Launched>) })
     }

@@ -3,15 +3,13 @@
 //! Owns: who waits for the warden's word about a helper. Never starts a process itself.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use understudy_browser::process::{LaunchSpec, Launched, Launcher};
+use understudy_browser::process::{LaunchSpec, Launched, Launcher, Launching};
 use understudy_protocol::cluster::lease::warden::HelperId;
 use understudy_warden::{HelperSpec, WardenClient, WardenEvent};
 
@@ -93,10 +91,7 @@ impl FromWarden {
 }
 
 impl Launcher for FromWarden {
-    fn launch(
-        &self,
-        spec: LaunchSpec,
-    ) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Launched>>> + Send + '_>> {
+    fn launch(&self, spec: LaunchSpec) -> Launching<'_> {
         Box::pin(async move {
             let (mut helper, said) = self.ask(spec)?;
             match said.await {
