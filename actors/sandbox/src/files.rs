@@ -174,9 +174,8 @@ impl Files {
 
     /// The path at which the guest sees the folder, if the descriptor is that of a granted one.
     pub(crate) fn mount_path(&self, fd: u32) -> Option<&str> {
-        let mount = fd.checked_sub(FIRST_FD)?;
-        self.open.get(&fd).filter(|open| open.path.is_empty())?;
-        Some(&self.mounts.get(mount as usize)?.path)
+        let open = self.open.get(&fd).filter(|open| open.path.is_empty())?;
+        Some(&self.mounts.get(open.mount as usize)?.path)
     }
 
     fn descriptor(&self, fd: u32) -> Result<&Open, Errno> {
@@ -613,6 +612,15 @@ mod tests {
             ..Folder::default()
         };
         Files::new(&[("/fixed".to_owned(), fixed), ("/own".to_owned(), own)].into())
+    }
+
+    #[test]
+    fn a_folder_that_was_moved_to_another_descriptor_is_told_by_its_own_path() {
+        let mut files = two_folders();
+        files.renumber(FIRST_FD + 1, FIRST_FD).unwrap();
+        assert_eq!(files.mount_path(FIRST_FD), Some("/own"));
+        assert_eq!(files.mount_path(FIRST_FD + 1), None);
+        assert_eq!(files.mount_path(0), None);
     }
 
     #[test]
