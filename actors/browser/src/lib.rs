@@ -13,6 +13,7 @@ pub mod jail;
 pub mod process;
 pub mod recorder;
 pub mod restore;
+mod shape;
 pub mod state;
 
 pub use cdp::{Cdp, CdpError, Event, Heard, Reply, Root};

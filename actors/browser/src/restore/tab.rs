@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::cdp::{Cdp, CdpError, Event, Heard, Root};
+use crate::shape::{Attachment, World, params};
 use crate::state::{BLANK, Storage};
 
 /// See the module.
@@ -57,7 +58,7 @@ impl Tab {
     pub(super) async fn open(cdp: &Cdp, target: String) -> Result<Tab, CdpError> {
         let root = cdp.root().await?;
         let attach = json!({ "targetId": target, "flatten": true });
-        let attached: Attached = cdp
+        let attached: Attachment = cdp
             .call(root.session(), "Target.attachToTarget", attach)
             .await?;
         let mut tab = Tab {
@@ -69,6 +70,7 @@ impl Tab {
         };
         let all = json!({ "patterns": [{ "urlPattern": "*" }] });
         tab.pass("Fetch.enable", all).await?;
+        tab.pass("Inspector.enable", json!({})).await?;
         tab.pass("Page.enable", json!({})).await?;
         // Answered by the page's process, which loses what it has not done when the page goes elsewhere.
         let enabled = json!({ "enabled": true });
@@ -263,7 +265,7 @@ impl Tab {
             "Target.detachedFromTarget" => {
                 return Err(CdpError::Detached("Page.navigate".to_owned()));
             }
-            "Inspector.targetCrashed" | "Target.targetCrashed" => {
+            "Inspector.targetCrashed" => {
                 return Err(CdpError::Crashed("Page.navigate".to_owned()));
             }
             _ => {}
@@ -304,25 +306,10 @@ fn unexpected(method: &str, why: String) -> CdpError {
     }
 }
 
-fn params<T: DeserializeOwned>(event: &Event) -> Option<T> {
-    #[derive(Deserialize)]
-    struct Message<T> {
-        params: T,
-    }
-    let message = serde_json::from_slice::<Message<T>>(&event.raw);
-    message.ok().map(|message| message.params)
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Created {
     target_id: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Attached {
-    session_id: String,
 }
 
 #[derive(Deserialize)]
@@ -342,12 +329,6 @@ struct History {
 #[derive(Deserialize)]
 struct Entry {
     id: i64,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct World {
-    execution_context_id: i64,
 }
 
 #[derive(Deserialize)]
