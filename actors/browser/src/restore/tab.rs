@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cdp::{Cdp, CdpError, Event, Heard, Root};
@@ -135,13 +135,12 @@ impl Tab {
         if session.is_none() && local.is_none() && state.is_none() {
             return Ok(0);
         }
-        let items = |storage: &Storage| storage.items.clone().into_iter().collect::<Vec<_>>();
-        let what = json!({
-            "session": session.map(items),
-            "local": local.map(items),
-            "state": state,
-        });
-        let script = script(include_str!("../scripts/store.js"), &what);
+        let what = Stores {
+            session: session.map(|storage| Vec::from_iter(&storage.items)),
+            local: local.map(|storage| Vec::from_iter(&storage.items)),
+            state,
+        };
+        let script = script(include_str!("../scripts/store.js"), &what)?;
         self.evaluate(script, None).await
     }
 
@@ -158,7 +157,7 @@ impl Tab {
     pub(super) async fn fill(&mut self, how: &Value) -> Result<Filled, CdpError> {
         let world = json!({ "frameId": self.target, "worldName": "understudy restore" });
         let world: World = self.call("Page.createIsolatedWorld", world).await?;
-        let script = script(include_str!("../scripts/fill.js"), how);
+        let script = script(include_str!("../scripts/fill.js"), how)?;
         self.evaluate(script, Some(world.execution_context_id))
             .await
     }
@@ -294,9 +293,11 @@ impl Tab {
 }
 
 /// A function of JavaScript, called.
-fn script(function: &str, argument: &Value) -> String {
+fn script(function: &str, argument: &impl Serialize) -> Result<String, CdpError> {
+    let argument = serde_json::to_string(argument);
+    let argument = argument.map_err(|error| unexpected("Runtime.evaluate", error.to_string()))?;
     // JSON is JavaScript, but for a property `__proto__`: what has names of a page's choice is a list.
-    format!("({function})({argument})")
+    Ok(format!("({function})({argument})"))
 }
 
 fn unexpected(method: &str, why: String) -> CdpError {
@@ -304,6 +305,14 @@ fn unexpected(method: &str, why: String) -> CdpError {
         method: method.to_owned(),
         why,
     }
+}
+
+/// What `store.js` takes.
+#[derive(Serialize)]
+struct Stores<'a> {
+    session: Option<Vec<(&'a String, &'a String)>>,
+    local: Option<Vec<(&'a String, &'a String)>>,
+    state: Option<&'a str>,
 }
 
 #[derive(Deserialize)]
