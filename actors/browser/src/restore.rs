@@ -103,7 +103,7 @@ impl Restored {
 }
 
 /// Brings the pages of `state` back into the context of `jail`, which must be new. Each page has
-/// [`PREPARE_LIMIT`] and [`LOAD_LIMIT`], [`PAGES_AT_ONCE`] are brought at a time, and one that fails holds
+/// [`PREPARE_LIMIT`] and [`LOAD_LIMIT`], eight are brought at a time, and one that fails holds
 /// up no other.
 pub async fn restore(cdp: &Cdp, jail: &Jail, state: &SessionState) -> Restored {
     let mut restored = Restored {
