@@ -19,6 +19,7 @@ pub mod process;
 pub mod recorder;
 pub mod restore;
 pub mod session;
+mod shape;
 pub mod state;
 pub mod tunnel;
 

@@ -22,6 +22,7 @@
 //! script's own change) and each second, and compared.
 
 mod apply;
+mod page;
 mod watch;
 
 use std::collections::BTreeMap;

@@ -22,7 +22,7 @@ mod tab;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use url::Url;
 
@@ -103,7 +103,7 @@ impl Restored {
 }
 
 /// Brings the pages of `state` back into the context of `jail`, which must be new. Each page has
-/// [`PREPARE_LIMIT`] and [`LOAD_LIMIT`], [`PAGES_AT_ONCE`] are brought at a time, and one that fails holds
+/// [`PREPARE_LIMIT`] and [`LOAD_LIMIT`], eight are brought at a time, and one that fails holds
 /// up no other.
 pub async fn restore(cdp: &Cdp, jail: &Jail, state: &SessionState) -> Restored {
     let mut restored = Restored {
@@ -118,29 +118,24 @@ pub async fn restore(cdp: &Cdp, jail: &Jail, state: &SessionState) -> Restored {
     let mut blanks = Vec::new();
     for ((key, page), target) in state.pages.iter().zip(created) {
         let local = origin_of(&page.url).filter(|origin| brought.insert(origin.clone()));
-        let local = local.and_then(|origin| Some((origin.clone(), state.origins.get(&origin)?)));
+        let local = local.and_then(|origin| state.origins.get_key_value(&origin));
         blanks.push(Blank::prepare(cdp, *key, page, target, local));
     }
     let blanks = futures_util::stream::iter(blanks).buffered(PAGES_AT_ONCE);
-    let blanks: Vec<Blank<'_>> = blanks.collect().await;
-    // Those that no page is at, and those whose page failed, are brought by a page that is closed then.
-    let is_brought = |origin: &String| {
-        blanks
-            .iter()
-            .any(|blank| blank.brought.as_ref() == Some(origin))
-    };
-    let others = state
+    // Those that no page is at come meanwhile, by pages that are closed then.
+    let alone = state
         .origins
         .iter()
-        .filter(|(origin, _)| !is_brought(origin));
-    let others: Vec<_> = others.collect();
-    let others = others.chunks(ORIGINS_A_TAB);
-    // Collected before they are awaited: else the whole would not be `Send`.
-    let others: Vec<_> = others
-        .map(|origins| bring_origins(cdp, jail, origins))
-        .collect();
-    let others = futures_util::stream::iter(others).buffered(PAGES_AT_ONCE);
-    restored.origins_missed = others.concat().await;
+        .filter(|(origin, _)| !brought.contains(*origin));
+    let (blanks, missed) =
+        tokio::join!(blanks.collect::<Vec<_>>().boxed(), bring_origins(cdp, jail, alone));
+    restored.origins_missed = missed;
+    let is_brought = |origin: &String| blanks.iter().any(|b| b.brought.as_ref() == Some(origin));
+    let failed = brought.iter().filter(|origin| !is_brought(origin));
+    let failed = failed.filter_map(|origin| state.origins.get_key_value(origin));
+    restored
+        .origins_missed
+        .extend(bring_origins(cdp, jail, failed).await);
     let finished: Vec<_> = blanks.into_iter().map(Blank::finish).collect();
     let finished = futures_util::stream::iter(finished);
     restored.pages = finished.buffered(PAGES_AT_ONCE).collect().await;
@@ -165,7 +160,22 @@ async fn set_cookies(cdp: &Cdp, jail: &Jail, cookies: &[Cookie]) -> usize {
 }
 
 /// The origins that could not be brought, and why.
-async fn bring_origins(
+async fn bring_origins<'a>(
+    cdp: &Cdp,
+    jail: &Jail,
+    origins: impl Iterator<Item = (&'a String, &'a Storage)>,
+) -> Vec<(String, String)> {
+    let origins: Vec<_> = origins.collect();
+    let tabs = origins.chunks(ORIGINS_A_TAB);
+    // Boxed and collected before they are awaited: else the whole would not be `Send`.
+    let tabs: Vec<_> = tabs
+        .map(|origins| bring_origins_by_one(cdp, jail, origins).boxed())
+        .collect();
+    let tabs = futures_util::stream::iter(tabs).buffered(PAGES_AT_ONCE);
+    tabs.concat().await
+}
+
+async fn bring_origins_by_one(
     cdp: &Cdp,
     jail: &Jail,
     origins: &[(&String, &Storage)],
@@ -212,7 +222,7 @@ impl<'a> Blank<'a> {
         key: PageKey,
         state: &'a PageState,
         target: Result<String, CdpError>,
-        local: Option<(String, &Storage)>,
+        local: Option<(&String, &Storage)>,
     ) -> Blank<'a> {
         let mut blank = Blank {
             tab: None,
@@ -246,7 +256,7 @@ impl<'a> Blank<'a> {
     async fn replay(
         &mut self,
         tab: &mut Tab,
-        local: Option<(String, &Storage)>,
+        local: Option<(&String, &Storage)>,
     ) -> Result<(), CdpError> {
         let state = self.state;
         let here = origin_of(&state.url);
@@ -275,9 +285,9 @@ impl<'a> Blank<'a> {
             previous = Some(url);
             if *at == state.index && here.is_some() {
                 let session = here.as_ref().and_then(|here| state.session.get(here));
-                let storage = local.as_ref().map(|(_, storage)| *storage);
+                let storage = local.map(|(_, storage)| storage);
                 refused += tab.store(session, storage, state.state.as_deref()).await?;
-                self.brought = local.as_ref().map(|(origin, _)| origin.clone());
+                self.brought = local.map(|(origin, _)| origin.clone());
             }
         }
         if let Some(at) = entries.iter().position(|(at, _)| *at == state.index)

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use understudy_browser::recorder::SWEEP_EVERY;
 use understudy_browser::restore::Missed;
 use understudy_browser::state::PageState;
 use understudy_browser::{
@@ -224,7 +225,10 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
     for tab in [&first, &second, &third, &fourth] {
         tab.eval(FILL).await;
     }
-    // Its local storage stays, though no page is at it any more.
+    // Its local storage stays, though no page is at it any more; all that an origin may store.
+    fourth
+        .eval("localStorage.setItem('big', 'x'.repeat(5e6))")
+        .await;
     fourth.call("Page.close", json!({})).await;
     let is_full = |state: &SessionState| {
         state.pages.len() == 3 && state.pages.values().all(|page| page.scroll_y == 1234)
@@ -333,6 +337,7 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
     assert_eq!(tabs[0].eval("sessionStorage['on the way']").await, "1");
     // The origin without a page has its storage, too.
     let fourth = other.open(&closed.url("/e")).await;
+    assert_eq!(fourth.eval("localStorage.big.length").await, 5_000_000);
     assert_eq!(
         fourth.eval("localStorage.user").await,
         format!("ada {}", closed.port())
@@ -449,7 +454,13 @@ async fn what_changes_is_in_a_delta_soon_and_what_does_not_is_in_none() {
         tab.eval(what).await;
         let took = recorded(&mut recorder, what, is_so).await;
         println!("delta after {what:.40}: {took:?}");
-        assert!(took < SOON, "{what} took {took:?}");
+        // Chromium does not always tell of a title; then the sweep finds it.
+        let limit = if what.contains("title") {
+            SWEEP_EVERY + SOON
+        } else {
+            SOON
+        };
+        assert!(took < limit, "{what} took {took:?}");
     }
     assert_eq!(recorder.state().left_out(), 0);
     tokio::time::sleep(2 * Duration::from_millis(300)).await;
@@ -521,6 +532,22 @@ async fn a_page_that_loops_or_has_crashed_holds_up_no_other_and_stays_as_it_was(
     assert_eq!(health.len(), 2, "{health:?}");
     assert!(health[0].silent > Duration::from_secs(1) && !health[0].is_crashed);
     assert!(health[1].is_crashed);
+    // One that begins beside them is held up no longer, and takes over what is known of them.
+    let from = Instant::now();
+    let mut second = session.record(recorder.state().clone()).await;
+    println!("start beside a loop and a crash: {:?}", from.elapsed());
+    assert!(
+        from.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        from.elapsed()
+    );
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let delta = second.last_delta().await;
+    assert_eq!(delta, None);
+    let health = second.health(Duration::from_secs(1));
+    assert_eq!(health.len(), 2, "{health:?}");
+    assert!(health[1].is_crashed, "{health:?}");
+    drop(second);
     // A page that crashed lives again.
     crashing
         .call("Page.navigate", json!({ "url": site.url("/lives") }))

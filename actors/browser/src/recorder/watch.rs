@@ -17,9 +17,11 @@ use understudy_protocol::time::Time;
 use understudy_supervision::clock;
 
 use super::apply::{CookieList, Navigation, Read};
-use super::{CHANGED_EVERY, FLUSH_LIMIT, Flush, Health, Model, SWEEP_EVERY, limits, lock};
+use super::page::{Asked, Page, Question};
+use super::{CHANGED_EVERY, FLUSH_LIMIT, Flush, Health, Model, SWEEP_EVERY, lock};
 use crate::cdp::{Cdp, CdpError, Event, Heard, Reply, Root};
 use crate::jail::Jail;
+use crate::shape::{Attachment, World, params};
 use crate::state::{PAGES_MAX, PageKey};
 
 /// See the module.
@@ -44,64 +46,6 @@ pub(super) struct Watch {
     is_asking_cookies: bool,
     sweep_due: Time,
     told_at: Time,
-}
-
-#[derive(Default)]
-struct Page {
-    key: PageKey,
-    session: Option<Arc<str>>,
-    /// Where `watch.js` runs, in the document that is there now.
-    world: Option<i64>,
-    /// When one is to be made.
-    enter_due: Option<Time>,
-    /// When that was done last.
-    entered: Option<Time>,
-    /// How many documents there were.
-    documents: u64,
-    /// When it is to be read.
-    due: Option<Time>,
-    /// Whether it is to be read once more when it has answered.
-    again: bool,
-    /// Whether what its origin stored is read with it; changes of that come as events.
-    stored: bool,
-    /// Since when the page itself has not answered a question. It is asked no other meanwhile.
-    waiting: Option<Time>,
-    is_asking_history: bool,
-    /// Where a form is on its way to.
-    posting: Option<String>,
-    /// Where the form went by which this document came.
-    posted_to: Option<String>,
-    is_crashed: bool,
-}
-
-/// What an answer is to.
-enum Asked {
-    Attach {
-        target: String,
-    },
-    World {
-        target: String,
-    },
-    /// Nothing but the answer itself is of interest.
-    Probe {
-        target: String,
-    },
-    Read {
-        target: String,
-        document: u64,
-    },
-    History {
-        target: String,
-    },
-    Cookies,
-    Nothing,
-}
-
-struct Question {
-    asked: Asked,
-    session: Arc<str>,
-    method: &'static str,
-    params: Value,
 }
 
 impl Watch {
@@ -217,12 +161,21 @@ impl Watch {
                 }
             }
             "Target.targetCrashed" => {
-                if let Some(TargetId { target_id }) = params(&event) {
-                    self.crashed(&target_id);
+                if let Some(TargetId { target_id }) = params(&event)
+                    && let Some(page) = self.pages.get_mut(&target_id)
+                {
+                    page.crashed();
+                }
+            }
+            "Inspector.targetCrashed" => {
+                let mut pages = self.pages.values_mut();
+                let page = pages.find(|page| page.session.as_ref() == Some(&event.session));
+                if let Some(page) = page {
+                    page.crashed();
                 }
             }
             "Target.detachedFromTarget" => {
-                if let Some(Detached { session_id }) = params(&event) {
+                if let Some(Attachment { session_id }) = params(&event) {
                     self.detached(&session_id);
                 }
             }
@@ -309,7 +262,8 @@ impl Watch {
         page.session = Some(session.clone());
         page.waiting = Some(clock::now());
         page.enter_soon();
-        for method in ["DOMStorage.enable", "DOM.enable"] {
+        // `Inspector` tells of a page that had crashed before.
+        for method in ["Inspector.enable", "DOMStorage.enable", "DOM.enable"] {
             let session = session.clone();
             self.send(Question {
                 asked: Asked::Nothing,
@@ -389,15 +343,6 @@ impl Watch {
         }
     }
 
-    fn crashed(&mut self, target: &str) {
-        if let Some(page) = self.pages.get_mut(target) {
-            page.is_crashed = true;
-            page.world = None;
-            page.waiting = None;
-            page.due = None;
-        }
-    }
-
     /// What `watch.js` says.
     fn told(&mut self, session: &str, called: Called) {
         let now = clock::now();
@@ -448,7 +393,7 @@ impl Watch {
         let answer = reply.outcome.ok();
         match asked {
             Asked::Attach { target } => {
-                if let Some(Detached { session_id }) = read(answer) {
+                if let Some(Attachment { session_id }) = read(answer) {
                     self.attached(target, session_id.into()).await;
                 }
             }
@@ -459,12 +404,12 @@ impl Watch {
                 {
                     self.entered(target, execution_context_id).await;
                 } else if let Some(page) = self.pages.get_mut(&target) {
-                    page.waiting = None;
+                    page.answered();
                 }
             }
             Asked::Probe { target } => {
                 if let Some(page) = self.pages.get_mut(&target) {
-                    page.waiting = None;
+                    page.answered();
                 }
             }
             Asked::Read { target, document } => self.page_read(&target, document, answer),
@@ -495,10 +440,7 @@ impl Watch {
         if page.documents != document {
             return;
         }
-        page.waiting = None;
-        if std::mem::take(&mut page.again) {
-            page.due = Some(clock::now());
-        }
+        page.answered();
         let evaluated = read::<Evaluated>(answer).and_then(|evaluated| evaluated.result.value);
         let read = evaluated.and_then(|text| serde_json::from_str::<Read>(&text).ok());
         match read {
@@ -609,20 +551,21 @@ impl Watch {
             .root
             .pass(self.last_tag, &session, method, Some(&params))
             .await;
-        if sent.is_err()
+        if let Err(error) = sent
             && let Some(asked) = self.asked.remove(&self.last_tag)
         {
-            self.unanswered(asked);
+            self.unanswered(asked, &error);
         }
     }
 
     /// No answer comes: the page has crashed, or is gone.
-    fn unanswered(&mut self, asked: Asked) {
+    fn unanswered(&mut self, asked: Asked, error: &CdpError) {
         match asked {
             Asked::Read { target, .. } | Asked::Probe { target } | Asked::World { target } => {
                 if let Some(page) = self.pages.get_mut(&target) {
                     page.waiting = None;
                     page.world = None;
+                    page.is_crashed |= matches!(error, CdpError::Crashed(_));
                 }
             }
             Asked::History { target } => {
@@ -701,57 +644,6 @@ impl Watch {
     }
 }
 
-impl Page {
-    fn enter_soon(&mut self) {
-        let now = clock::now();
-        let due = self
-            .entered
-            .map_or(now, |entered| now.max(entered + ENTER_EVERY));
-        self.enter_due.get_or_insert(due);
-    }
-
-    fn ask(&mut self, target: &str, now: Time, edited: &[&str], questions: &mut Vec<Question>) {
-        let Some(session) = &self.session else {
-            self.due = None;
-            return;
-        };
-        if !self.is_asking_history {
-            self.is_asking_history = true;
-            questions.push(Question {
-                asked: Asked::History {
-                    target: target.to_owned(),
-                },
-                session: session.clone(),
-                method: "Page.getNavigationHistory",
-                params: json!({}),
-            });
-        }
-        self.due = None;
-        self.again = self.waiting.is_some();
-        if self.again {
-            return;
-        }
-        let Some(world) = self.world else {
-            return;
-        };
-        self.waiting = Some(now);
-        let stored = std::mem::take(&mut self.stored);
-        questions.push(Question {
-            asked: Asked::Read {
-                target: target.to_owned(),
-                document: self.documents,
-            },
-            session: session.clone(),
-            method: "Runtime.evaluate",
-            params: json!({
-                "expression": format!("understudyRead({})", limits(stored, edited)),
-                "contextId": world,
-                "returnByValue": true,
-            }),
-        });
-    }
-}
-
 /// A root that hears of every page that comes and goes.
 async fn watching(cdp: &Cdp) -> Result<Root, CdpError> {
     let root = cdp.root().await?;
@@ -791,20 +683,8 @@ struct TargetId {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Detached {
-    session_id: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Called {
     payload: String,
-    execution_context_id: i64,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct World {
     execution_context_id: i64,
 }
 
@@ -818,24 +698,12 @@ struct Remote {
     value: Option<String>,
 }
 
-fn params<T: DeserializeOwned>(event: &Event) -> Option<T> {
-    #[derive(Deserialize)]
-    struct Message<T> {
-        params: T,
-    }
-    let message = serde_json::from_slice::<Message<T>>(&event.raw);
-    message.ok().map(|message| message.params)
-}
-
 fn read<T: DeserializeOwned>(answer: Option<Box<RawValue>>) -> Option<T> {
     serde_json::from_str(answer?.get()).ok()
 }
 
 /// How often cookies are asked for though nothing was heard: answers to workers and sockets set some.
 const COOKIES_EVERY: Duration = Duration::from_secs(1);
-
-/// A navigation tells of its document twice; a page may write itself anew for ever.
-const ENTER_EVERY: Duration = Duration::from_millis(50);
 
 /// A page changes its title and address several times as it loads.
 const SETTLE: Duration = Duration::from_millis(100);

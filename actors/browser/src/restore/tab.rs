@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cdp::{Cdp, CdpError, Event, Heard, Root};
+use crate::shape::{Attachment, World, params};
 use crate::state::{BLANK, Storage};
 
 /// See the module.
@@ -57,7 +58,7 @@ impl Tab {
     pub(super) async fn open(cdp: &Cdp, target: String) -> Result<Tab, CdpError> {
         let root = cdp.root().await?;
         let attach = json!({ "targetId": target, "flatten": true });
-        let attached: Attached = cdp
+        let attached: Attachment = cdp
             .call(root.session(), "Target.attachToTarget", attach)
             .await?;
         let mut tab = Tab {
@@ -69,6 +70,7 @@ impl Tab {
         };
         let all = json!({ "patterns": [{ "urlPattern": "*" }] });
         tab.pass("Fetch.enable", all).await?;
+        tab.pass("Inspector.enable", json!({})).await?;
         tab.pass("Page.enable", json!({})).await?;
         // Answered by the page's process, which loses what it has not done when the page goes elsewhere.
         let enabled = json!({ "enabled": true });
@@ -133,13 +135,12 @@ impl Tab {
         if session.is_none() && local.is_none() && state.is_none() {
             return Ok(0);
         }
-        let items = |storage: &Storage| storage.items.clone().into_iter().collect::<Vec<_>>();
-        let what = json!({
-            "session": session.map(items),
-            "local": local.map(items),
-            "state": state,
-        });
-        let script = script(include_str!("../scripts/store.js"), &what);
+        let what = Stores {
+            session: session.map(|storage| Vec::from_iter(&storage.items)),
+            local: local.map(|storage| Vec::from_iter(&storage.items)),
+            state,
+        };
+        let script = script(include_str!("../scripts/store.js"), &what)?;
         self.evaluate(script, None).await
     }
 
@@ -156,7 +157,7 @@ impl Tab {
     pub(super) async fn fill(&mut self, how: &Value) -> Result<Filled, CdpError> {
         let world = json!({ "frameId": self.target, "worldName": "understudy restore" });
         let world: World = self.call("Page.createIsolatedWorld", world).await?;
-        let script = script(include_str!("../scripts/fill.js"), how);
+        let script = script(include_str!("../scripts/fill.js"), how)?;
         self.evaluate(script, Some(world.execution_context_id))
             .await
     }
@@ -263,7 +264,7 @@ impl Tab {
             "Target.detachedFromTarget" => {
                 return Err(CdpError::Detached("Page.navigate".to_owned()));
             }
-            "Inspector.targetCrashed" | "Target.targetCrashed" => {
+            "Inspector.targetCrashed" => {
                 return Err(CdpError::Crashed("Page.navigate".to_owned()));
             }
             _ => {}
@@ -292,9 +293,11 @@ impl Tab {
 }
 
 /// A function of JavaScript, called.
-fn script(function: &str, argument: &Value) -> String {
+fn script(function: &str, argument: &impl Serialize) -> Result<String, CdpError> {
+    let argument = serde_json::to_string(argument);
+    let argument = argument.map_err(|error| unexpected("Runtime.evaluate", error.to_string()))?;
     // JSON is JavaScript, but for a property `__proto__`: what has names of a page's choice is a list.
-    format!("({function})({argument})")
+    Ok(format!("({function})({argument})"))
 }
 
 fn unexpected(method: &str, why: String) -> CdpError {
@@ -304,25 +307,18 @@ fn unexpected(method: &str, why: String) -> CdpError {
     }
 }
 
-fn params<T: DeserializeOwned>(event: &Event) -> Option<T> {
-    #[derive(Deserialize)]
-    struct Message<T> {
-        params: T,
-    }
-    let message = serde_json::from_slice::<Message<T>>(&event.raw);
-    message.ok().map(|message| message.params)
+/// What `store.js` takes.
+#[derive(Serialize)]
+struct Stores<'a> {
+    session: Option<Vec<(&'a String, &'a String)>>,
+    local: Option<Vec<(&'a String, &'a String)>>,
+    state: Option<&'a str>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Created {
     target_id: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Attached {
-    session_id: String,
 }
 
 #[derive(Deserialize)]
@@ -342,12 +338,6 @@ struct History {
 #[derive(Deserialize)]
 struct Entry {
     id: i64,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct World {
-    execution_context_id: i64,
 }
 
 #[derive(Deserialize)]
