@@ -325,7 +325,7 @@ fn nothing_is_lost_or_done_twice_wherever_its_owner_dies_while_a_base_is_written
     let mut seed = 7_u64;
     for key in 1..=3_000 {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        if (seed >> 33) % 10 == 0 {
+        if (seed >> 33).is_multiple_of(10) {
             world.dies_after = Some((seed >> 40) % 12);
         }
         answers.push(world.answer(key));
