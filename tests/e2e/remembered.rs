@@ -31,12 +31,15 @@ async fn thousands_of_keys_of_one_counter_outlive_its_owner_and_none_counts_twic
         .collect();
     let began = Instant::now();
     let again = (0..CALLS).step_by(7);
-    for number in (0..20).chain(again) {
+    for number in again.chain(1..20) {
         let answer = ask(cluster.client(), &others, Some(number), "add 1").await?;
         let first = &answers[number as usize];
         ensure!(answer == *first, "key {number}: {first}, and now {answer}");
         if number == 0 {
-            println!("the first of them is answered again after {:?}", began.elapsed());
+            println!(
+                "the first of them is answered again after {:?}",
+                began.elapsed()
+            );
         }
     }
     let sum = ask(cluster.client(), &others, None, "get").await?;
@@ -79,7 +82,8 @@ async fn add_all(client: &Client, urls: &[String]) -> Result<Vec<String>> {
 
 /// Asks some node until one answers.
 async fn ask(client: &Client, urls: &[String], key: Option<u64>, body: &str) -> Result<String> {
-    let key = key.map(|number| format!("a key as long as keys often are, with its number {number:06}"));
+    let key =
+        key.map(|number| format!("a key as long as keys often are, with its number {number:06}"));
     let key = key.map(|key| key.replace([' ', ','], "-"));
     let began = Instant::now();
     let mut said = String::new();

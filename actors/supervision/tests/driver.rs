@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use understudy_protocol::id::{ChildId, IncarnationId};
 use understudy_protocol::supervision::{Exit, RestartType};
-use understudy_protocol::wire::content::{Content, VALUE_BYTES_MAX};
+use understudy_protocol::wire::content::{Content, Pieces, VALUE_BYTES_MAX};
 use understudy_protocol::wire::envelope::{CallId, CallKey, Envelope};
 use understudy_supervision::counter::Counter;
 use understudy_supervision::driver::{Driver, DriverEvent, Kinds, STOP_LIMIT};
@@ -671,6 +671,67 @@ async fn long_bytes_leave_in_pieces_and_the_next_start_has_every_byte_of_them() 
     stage
         .driver
         .start(child.clone(), Some(state), Vec::new(), None);
+    let (exit, reason) = stage.end_of(&child).await;
+    assert_eq!(exit, Exit::Abnormal);
+    assert!(reason.contains("not to be had"), "{reason}");
+}
+
+#[tokio::test]
+async fn remembered_calls_are_kept_before_a_state_leaves_and_told_in_pieces_before_the_next_start()
+{
+    let (sender, events) = mpsc::channel(16);
+    let values = MemoryValues::default();
+    let kinds = Kinds::new().with("counter", Counter);
+    let driver = Driver::keeping(kinds, Arc::new(values.clone()), sender);
+    let mut stage = Stage {
+        driver,
+        events,
+        calls: 0,
+    };
+    let child = stage.up("t/counter/a").await;
+    let remembered = Bytes::from(testing::noise(100, 1));
+    let cut = Pieces::cut(&remembered).unwrap();
+    let envelope = envelope(1, &child, "get");
+    let snapshot = Some(cut.parts.clone());
+    stage.driver.execute(&child, envelope.clone(), snapshot);
+    let DriverEvent::Executed { state, .. } = stage.next().await else {
+        panic!("it is read");
+    };
+    assert_eq!(
+        (state, values.len()),
+        (None, 0),
+        "there is no base to name it"
+    );
+    let envelope = Envelope {
+        body: Bytes::from_static(b"add 1"),
+        ..envelope
+    };
+    stage
+        .driver
+        .execute(&child, envelope.clone(), Some(cut.parts.clone()));
+    let DriverEvent::Executed { state, .. } = stage.next().await else {
+        panic!("it is carried out");
+    };
+    assert!(state.is_some());
+    assert_eq!(values.len(), cut.parts.len());
+
+    let child = id("t/counter/b");
+    let calls = Some(cut.pieces.clone());
+    stage.driver.start(child.clone(), state, Vec::new(), calls);
+    for piece in [remembered.slice(..65_536), remembered.slice(65_536..)] {
+        let child = child.clone();
+        assert_eq!(stage.next().await, DriverEvent::Recalled { child, piece });
+    }
+    assert_eq!(stage.next().await, DriverEvent::Started(child.clone()));
+
+    values.refuse(Some("the disk is full".into()));
+    stage.driver.execute(&child, envelope, Some(cut.parts));
+    let unkept = stage.next().await;
+    assert!(matches!(unkept, DriverEvent::Unkept { .. }), "{unkept:?}");
+    values.forget();
+    let child = id("t/counter/c");
+    let calls = Some(cut.pieces);
+    stage.driver.start(child.clone(), None, Vec::new(), calls);
     let (exit, reason) = stage.end_of(&child).await;
     assert_eq!(exit, Exit::Abnormal);
     assert!(reason.contains("not to be had"), "{reason}");

@@ -24,8 +24,8 @@ use tokio::time::Instant;
 use understudy_control::handle::{Answered, CallError, Handle, View};
 use understudy_control::listing::{Children, ChildrenOf, LISTED_MAX};
 use understudy_protocol::id::{ChildId, NodeId};
-use understudy_protocol::wire::envelope::KEY_BYTES_MAX;
 use understudy_protocol::wire::codec::CALL_BODY_BYTES_MAX;
+use understudy_protocol::wire::envelope::KEY_BYTES_MAX;
 
 use crate::problem::{Kind, Problem, not_formed};
 use crate::token::Token;
@@ -441,12 +441,14 @@ async fn call(
     )?;
     let key = idempotency_key(&headers)?;
     let until = Instant::now() + patience;
-    let body = whole(body, CALL_BODY_MAX).await.map_err(|problem| match problem.kind {
-        Kind::TooLarge => problem.hint(
-            "put more under a name and send the name, or send it in several calls",
-        ),
-        _ => problem,
-    })?;
+    let body = whole(body, CALL_BODY_MAX)
+        .await
+        .map_err(|problem| match problem.kind {
+            Kind::TooLarge => {
+                problem.hint("put more under a name and send the name, or send it in several calls")
+            }
+            _ => problem,
+        })?;
     gateway.formed()?;
     let left = until.saturating_duration_since(Instant::now());
     let answer = gateway.ask(child, key, body, left).await?;

@@ -286,7 +286,8 @@ impl Calls {
             || self.tail.len() + self.internal.len() >= INLINE_CALLS_MAX / 2;
         let has_new = self.tail.len() > self.stuck;
         let mut next = self.sealed.next(now);
-        if !(is_long && has_new) && !next.drops() {
+        let is_worth_it = is_long && has_new || next.drops();
+        if !is_worth_it {
             return Parts::new();
         }
         let piece_bytes = self.sealing.piece_bytes as usize;

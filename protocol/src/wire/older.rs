@@ -67,3 +67,49 @@ pub fn calls_in(piece: &[u8]) -> Result<Vec<Remembered>, DecodeError> {
 
 /// Fills a piece up. No call begins with it: a call is a CBOR array.
 pub const PADDING: u8 = 0;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::id::Seq;
+    use crate::wire::envelope::CallKey;
+    use bytes::Bytes;
+
+    fn call(seq: Option<Seq>) -> Remembered {
+        Remembered {
+            key: CallKey::Client("k".into()),
+            request_hash: 7,
+            answer: Bytes::from_static(b"5").into(),
+            seq,
+        }
+    }
+
+    /// Disks hold pieces like this one.
+    const PIECE: [u8; 24] = [
+        0x84, 0x82, 0, 0x81, 0x61, b'k', 7, 0x41, b'5', 9, //
+        0x84, 0x82, 0, 0x81, 0x61, b'k', 7, 0x41, b'5', 9, //
+        0, 0, 0, 0,
+    ];
+
+    #[test]
+    fn a_piece_is_its_calls_one_after_the_other_and_then_zeros() {
+        let one = encoded(&call(Some(Seq(9))));
+        assert_eq!(one, PIECE[..10]);
+        let two = [call(Some(Seq(9))), call(Some(Seq(9)))];
+        assert_eq!(calls_in(&PIECE).unwrap(), two);
+        assert_eq!(calls_in(&PIECE[..20]).unwrap(), two);
+        assert_eq!(calls_in(&[]).unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_no_call_is_an_error() {
+        let mut torn = PIECE;
+        torn[22] = 1;
+        for piece in [&torn[..], &PIECE[..15], &PIECE[1..], &[0xFF]] {
+            assert!(calls_in(piece).is_err(), "{piece:02x?}");
+        }
+        let nameless = encoded(&call(None));
+        assert!(calls_in(&nameless).is_err());
+    }
+}

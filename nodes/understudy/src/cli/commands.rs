@@ -219,10 +219,7 @@ async fn every_unit(
 
 async fn call(asked: &Asked, wanted: &Call, screen: &Screen<'_>) -> Result<Vec<u8>, Failure> {
     let body = match &*wanted.body {
-        "-" => from_stdin(
-            CALL_BODY_MAX,
-            "a call is one message between nodes",
-        )?,
+        "-" => from_stdin(CALL_BODY_MAX, "a call is one message between nodes")?,
         text => text.as_bytes().to_vec(),
     };
     let key = match &wanted.key {
