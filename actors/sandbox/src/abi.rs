@@ -321,15 +321,19 @@ fn known(instance: &mut Instance, name: &str) -> Result<Arc<Export>, CallError> 
     };
     let function = function.ok_or_else(|| CallError::NoExport(name.to_owned()))?;
     let ty = function.ty(&*store);
-    let returns = function.typed(&*store).map(Form::Returns);
-    let writes = || function.typed(&*store).map(Form::Writes);
+    // To be told that a type is another one costs more than to look.
+    let form = match (ty.params().len(), ty.results().len()) {
+        (2, 3) => function.typed(&*store).map(Form::Returns).ok(),
+        (3, 0) => function.typed(&*store).map(Form::Writes).ok(),
+        _ => None,
+    };
     let export = Arc::new(Export {
         name: name.to_owned(),
         function,
         params: ty.params().collect(),
         results: ty.results().len(),
         takes_numbers: ty.params().chain(ty.results()).all(|ty| is_number(&ty)),
-        form: returns.or_else(|_| writes()).ok(),
+        form,
     });
     if exports.known.len() < MAX_KNOWN {
         exports.known.push(export.clone());
