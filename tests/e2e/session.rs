@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use understudy_tests::cdp::CdpClient;
 use understudy_tests::cluster::{Cluster, Options};
-use understudy_tests::shop::Shop;
+use understudy_tests::shop::{Shop, expected, go_shopping, look};
 
 use crate::exe;
 
@@ -40,67 +40,6 @@ async fn runs_on(cluster: &Cluster, asked: usize, session: &str) -> Result<usize
     nodes
         .find(|nth| cluster.name(*nth) == name)
         .with_context(|| format!("no node {name}"))
-}
-
-/// Logs in, fills the basket and half of the form, and scrolls.
-async fn go_shopping(client: &mut CdpClient, shop: &Shop) -> Result<()> {
-    let (target, _) = client.pages().await?.into_iter().next().context("no page")?;
-    let page = client.attach(&target).await?;
-    client.goto(&page, &shop.url("/")).await?;
-    client.evaluate(&page, "document.getElementById('login').click()").await?;
-    client.settled(&page, &shop.url("/")).await?;
-    wait_for(client, &page, "!!document.getElementById('greeting')").await?;
-    let take = "document.querySelectorAll('#wares button').forEach(button => button.click())";
-    client.evaluate(&page, take).await?;
-    client.goto(&page, &shop.url("/checkout")).await?;
-    let fill = "const set = (id, value) => { const field = document.getElementById(id); \
-        if (field.type === 'checkbox') field.checked = value; else field.value = value; \
-        field.dispatchEvent(new Event('input', {bubbles: true})); \
-        field.dispatchEvent(new Event('change', {bubbles: true})); }; \
-        set('street', '1 Illyria Road'); set('message', 'Leave it\\nwith the fool.'); \
-        set('delivery', 'door'); set('gift', true); scrollTo(0, 900)";
-    client.evaluate(&page, fill).await?;
-    Ok(())
-}
-
-async fn wait_for(client: &mut CdpClient, page: &str, is_so: &str) -> Result<()> {
-    for _ in 0..200 {
-        if client.evaluate(page, is_so).await.is_ok_and(|said| said == json!(true)) {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    bail!("never: {is_so}")
-}
-
-/// What a visitor would see of it.
-async fn look(client: &mut CdpClient) -> Result<Value> {
-    let (target, url) = client.pages().await?.into_iter().next().context("no page")?;
-    let page = client.attach(&target).await?;
-    let see = "JSON.stringify({greeting: document.getElementById('greeting').textContent, \
-        street: document.getElementById('street').value, message: document.getElementById('message').value, \
-        delivery: document.getElementById('delivery').value, gift: document.getElementById('gift').checked, \
-        scroll: Math.round(scrollY), last: sessionStorage.getItem('last'), \
-        cookies: document.cookie})";
-    let seen = client.evaluate(&page, see).await?;
-    let mut seen: Value = serde_json::from_str(seen.as_str().unwrap_or_default())?;
-    seen["url"] = url.into();
-    Ok(seen)
-}
-
-fn expected(shop: &Shop) -> Value {
-    json!({
-        "url": shop.url("/checkout"),
-        "greeting": "Check out, Viola. In the basket: 3",
-        "street": "1 Illyria Road",
-        "message": "Leave it\nwith the fool.",
-        "delivery": "door",
-        "gift": true,
-        "scroll": 900,
-        "last": "Wooden sword",
-        // The log-in is out of the page's reach.
-        "cookies": "",
-    })
 }
 
 /// A session that is what it should be, within `bound` of now.

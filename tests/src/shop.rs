@@ -2,20 +2,25 @@
 //!
 //! Owns: its pages and a count of what was asked of it. Keeps nothing of its visitors: a log-in is a
 //! cookie, the basket is in the browser's own storage, and a half-filled form is nowhere but in the page.
-//! So whatever a restored session still has, the session kept.
+//! So whatever a restored session still has, the session kept. Beside it, a visitor: what one does in the
+//! shop, and what one sees there.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{Html, IntoResponse, Redirect};
 use axum::routing::{get, post};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+
+use crate::cdp::CdpClient;
 
 /// A running shop; it closes when it is dropped.
 #[derive(Debug)]
@@ -141,6 +146,68 @@ fn page(title: &str, body: &str) -> String {
         "<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>\
          <h1>{title}</h1>{body}<script>{SCRIPT}</script></html>"
     )
+}
+
+/// Logs in, fills the basket and half of the form, and scrolls.
+pub async fn go_shopping(client: &mut CdpClient, shop: &Shop) -> Result<()> {
+    let (target, _) = client.pages().await?.into_iter().next().context("no page")?;
+    let page = client.attach(&target).await?;
+    client.goto(&page, &shop.url("/")).await?;
+    client.evaluate(&page, "document.getElementById('login').click()").await?;
+    client.settled(&page, &shop.url("/")).await?;
+    wait_for(client, &page, "!!document.getElementById('greeting')").await?;
+    let take = "document.querySelectorAll('#wares button').forEach(button => button.click())";
+    client.evaluate(&page, take).await?;
+    client.goto(&page, &shop.url("/checkout")).await?;
+    let fill = "const set = (id, value) => { const field = document.getElementById(id); \
+        if (field.type === 'checkbox') field.checked = value; else field.value = value; \
+        field.dispatchEvent(new Event('input', {bubbles: true})); \
+        field.dispatchEvent(new Event('change', {bubbles: true})); }; \
+        set('street', '1 Illyria Road'); set('message', 'Leave it\\nwith the fool.'); \
+        set('delivery', 'door'); set('gift', true); scrollTo(0, 900)";
+    client.evaluate(&page, fill).await?;
+    Ok(())
+}
+
+async fn wait_for(client: &mut CdpClient, page: &str, is_so: &str) -> Result<()> {
+    for _ in 0..200 {
+        if client.evaluate(page, is_so).await.is_ok_and(|said| said == json!(true)) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    bail!("never: {is_so}")
+}
+
+/// What a visitor would see of it.
+pub async fn look(client: &mut CdpClient) -> Result<Value> {
+    let (target, url) = client.pages().await?.into_iter().next().context("no page")?;
+    let page = client.attach(&target).await?;
+    let see = "JSON.stringify({greeting: document.getElementById('greeting').textContent, \
+        street: document.getElementById('street').value, message: document.getElementById('message').value, \
+        delivery: document.getElementById('delivery').value, gift: document.getElementById('gift').checked, \
+        scroll: Math.round(scrollY), last: sessionStorage.getItem('last'), \
+        cookies: document.cookie})";
+    let seen = client.evaluate(&page, see).await?;
+    let mut seen: Value = serde_json::from_str(seen.as_str().unwrap_or_default())?;
+    seen["url"] = url.into();
+    Ok(seen)
+}
+
+/// What it must see, wherever and whenever it looks.
+pub fn expected(shop: &Shop) -> Value {
+    json!({
+        "url": shop.url("/checkout"),
+        "greeting": "Check out, Viola. In the basket: 3",
+        "street": "1 Illyria Road",
+        "message": "Leave it\nwith the fool.",
+        "delivery": "door",
+        "gift": true,
+        "scroll": 900,
+        "last": "Wooden sword",
+        // The log-in is out of the page's reach.
+        "cookies": "",
+    })
 }
 
 const STYLE: &str = "body{font:17px/1.5 Georgia,serif;margin:2em auto;max-width:40em;color:#2b2118;\
