@@ -10,7 +10,7 @@
 //!
 //! That is all that was written since the memory was mapped. For what was written *since the last
 //! question*, the same call also protects each page that it names. Whoever writes to one next stumbles
-//! over it once (half a microsecond), the kernel lifts the protection by itself, and the page is named
+//! over it once, the kernel lifts the protection by itself, and the page is named
 //! again: `userfaultfd` in its mode without messages (`UFFD_FEATURE_WP_ASYNC`). A page that was never
 //! written needs no protection, since it becomes a page of our own with the first write.
 //!
