@@ -1,5 +1,5 @@
-//! The demo: three real nodes, a thousand counters and some sandboxes, callers who know all three
-//! addresses, and kills.
+//! The demo: three real nodes, a thousand counters, some sandboxes and a browser session in a shop, callers
+//! who know all three addresses, and kills.
 //!
 //! Owns: the story, its table and its verdict. Everything that happens is real: processes, QUIC, disks
 //! and SIGKILL. It fails when a single acknowledged step is missing or there twice, or a process is
@@ -14,9 +14,14 @@ use serde_json::{Value, json};
 use understudy_tests::callers::{Callers, Ledger, first_answers};
 use understudy_tests::cluster::{Cluster, Options};
 use understudy_tests::guests::{self, Users};
+use understudy_tests::shop::Shop;
+
+mod visit;
+
+use visit::Visit;
 
 const HELP: &str = "\
-The demo: three nodes, a thousand counters, four sandboxes, callers, and kills.
+The demo: three nodes, a thousand counters, four sandboxes, a browser session, callers, and kills.
 
 Usage: understudy-demo [--exe PATH] [--json FILE] [--once] [--counters N] [--callers N]
 
@@ -113,7 +118,12 @@ impl Fault {
 async fn run(asked: &Asked) -> Result<()> {
     let began = Instant::now();
     println!("Three nodes, a throw-away certificate authority, loopback QUIC. Starting...");
-    let mut cluster = Cluster::start(&asked.exe, Options::default()).await?;
+    let shop = Shop::open().await?;
+    let options = Options {
+        config: visit::config(&shop),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start(&asked.exe, options).await?;
     for nth in 0..cluster.size() {
         let pid = cluster.pid(nth).unwrap_or_default();
         println!(
@@ -138,6 +148,7 @@ async fn run(asked: &Asked) -> Result<()> {
         USER_PAUSE,
     )
     .await?;
+    let mut visit = Visit::begin(&cluster, shop).await?;
     println!(
         "{} counters and {SANDBOXES} sandboxes answer; {} callers begin.\n",
         asked.counters,
@@ -153,6 +164,10 @@ async fn run(asked: &Asked) -> Result<()> {
     clean_run(&mut cluster, &callers, &users).await?;
     let mut rows = Vec::new();
     let mut probe = 1;
+    let browser = visit.strike(&mut cluster).await?;
+    println!("{}", visit::line(&browser));
+    cluster.wait_whole(WHOLE_LIMIT).await?;
+    clean_run(&mut cluster, &callers, &users).await?;
     for _ in 0..asked.rounds {
         for fault in [Fault::KillOwner, Fault::KillLeader, Fault::PauseOwner] {
             let (row, told) = strike(&mut cluster, asked, fault, probe).await?;
@@ -167,7 +182,8 @@ async fn run(asked: &Asked) -> Result<()> {
     ledger.merge(callers.finish().await);
     println!("Giving each sandbox's calls to one that nobody disturbs...");
     let guests = users.finish().await?;
-    finish(cluster, asked, began, ledger, guests, rows).await
+    let browser = visit.finish(&cluster, browser).await?;
+    finish(cluster, asked, began, ledger, guests, browser, rows).await
 }
 
 /// Ten seconds in which nothing is broken: a strike is cleared by ten seconds of clean running (V2).
@@ -285,17 +301,21 @@ async fn finish(
     began: Instant,
     ledger: Ledger,
     guests: guests::Verdict,
+    browser: Value,
     rows: Vec<Value>,
 ) -> Result<()> {
     let urls = cluster.urls();
     let mut verdict = ledger.judge(cluster.client(), &urls).await?;
-    let left = cluster.shut_down(STOP_LIMIT).await?;
+    let ids = cluster.node_ids(&urls[0]).await?;
+    let mut left = cluster.shut_down(STOP_LIMIT).await?;
+    left.extend(visit::browsers_left(&ids));
     for (pid, command) in &left {
         verdict
             .wrong
             .push(format!("process {pid} is left: {command}"));
     }
     println!("\nFrom the fault to the first correct answer:");
+    println!("  {}", visit::line(&browser));
     for row in &rows {
         println!("  {}", line(row));
     }
@@ -316,6 +336,12 @@ async fn finish(
             false => "they are NOT as undisturbed ones are",
         }
     );
+    println!(
+        "The session came back with its log-in, its basket, its half-filled form and where it was scrolled \
+         to; pictures: {}, {}.",
+        browser["before"].as_str().unwrap_or_default(),
+        browser["after"].as_str().unwrap_or_default()
+    );
     verdict.wrong.extend(guests.wrong.iter().cloned());
     let seconds = began.elapsed().as_secs_f64();
     if let Some(path) = &asked.json {
@@ -331,6 +357,7 @@ async fn finish(
             "sandbox_retries": guests.retries,
             "sandbox_slowest_ms": millis(guests.slowest),
             "sandboxes_undisturbed": guests.wrong.is_empty(),
+            "browser": browser,
             "faults": rows,
             "orphans": left.len(),
             "wrong": verdict.wrong,

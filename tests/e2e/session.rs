@@ -61,7 +61,10 @@ async fn comes_back(
             return Ok(began.elapsed());
         }
         if began.elapsed() > bound {
-            bail!("not back after {bound:?}: {seen:?}, expected {expected}\n{}", cluster.log(nth));
+            bail!(
+                "not back after {bound:?}: {seen:?}, expected {expected}\n{}",
+                cluster.log(nth)
+            );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -104,8 +107,12 @@ async fn a_session_outlives_its_browser_and_its_node_at_the_same_path() -> Resul
 
     cluster.spawn(victim)?;
     cluster.wait_whole(Duration::from_secs(60)).await?;
-    client.delete(&cluster.url(others[0]), "/v1/sessions/shop").await?;
-    let gone = client.get(&cluster.url(others[0]), "/v1/sessions/shop").await;
+    client
+        .delete(&cluster.url(others[0]), "/v1/sessions/shop")
+        .await?;
+    let gone = client
+        .get(&cluster.url(others[0]), "/v1/sessions/shop")
+        .await;
     ensure!(gone.is_err(), "{gone:?}");
     let left = cluster.shut_down(Duration::from_secs(30)).await?;
     ensure!(left.is_empty(), "{left:?}");

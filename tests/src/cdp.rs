@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use base64::Engine as _;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -45,14 +46,23 @@ impl CdpClient {
             }),
             Err(Error::Http(response)) => {
                 let body = response.body().as_deref().unwrap_or_default();
-                bail!("{address}: {}: {}", response.status(), String::from_utf8_lossy(body))
+                bail!(
+                    "{address}: {}: {}",
+                    response.status(),
+                    String::from_utf8_lossy(body)
+                )
             }
             Err(error) => Err(error).with_context(|| address.to_owned()),
         }
     }
 
     /// Sends a command and waits for its answer.
-    pub async fn call(&mut self, session: Option<&str>, method: &str, params: Value) -> Result<Value> {
+    pub async fn call(
+        &mut self,
+        session: Option<&str>,
+        method: &str,
+        params: Value,
+    ) -> Result<Value> {
         self.last_id += 1;
         let id = self.last_id;
         let mut command = json!({ "id": id, "method": method, "params": params });
@@ -60,7 +70,10 @@ impl CdpClient {
             command["sessionId"] = session.into();
         }
         let text = command.to_string();
-        self.socket.send(Message::text(text)).await.with_context(|| method.to_owned())?;
+        self.socket
+            .send(Message::text(text))
+            .await
+            .with_context(|| method.to_owned())?;
         let answered = timeout(CALL_LIMIT, self.answer(id)).await;
         let answer = answered.with_context(|| format!("{method}: no answer"))??;
         match answer.get("error") {
@@ -117,16 +130,25 @@ impl CdpClient {
                 }
             }
         };
-        timeout(limit, wait).await.context("the connection is still open")
+        timeout(limit, wait)
+            .await
+            .context("the connection is still open")
     }
 
     /// Pages of the session: target ids, with their addresses.
     pub async fn pages(&mut self) -> Result<Vec<(String, String)>> {
         let targets = self.call(None, "Target.getTargets", json!({})).await?;
-        let targets = targets["targetInfos"].as_array().cloned().unwrap_or_default();
-        let pages = targets.iter().filter(|target| target["type"] == json!("page"));
+        let targets = targets["targetInfos"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let pages = targets
+            .iter()
+            .filter(|target| target["type"] == json!("page"));
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        Ok(pages.map(|page| (text(&page["targetId"]), text(&page["url"]))).collect())
+        Ok(pages
+            .map(|page| (text(&page["targetId"]), text(&page["url"])))
+            .collect())
     }
 
     /// Attaches to a page; the session id for its commands.
@@ -139,7 +161,9 @@ impl CdpClient {
 
     /// Opens an address in a page and waits until it has loaded.
     pub async fn goto(&mut self, page: &str, url: &str) -> Result<()> {
-        let went = self.call(Some(page), "Page.navigate", json!({ "url": url })).await?;
+        let went = self
+            .call(Some(page), "Page.navigate", json!({ "url": url }))
+            .await?;
         ensure!(went.get("errorText").is_none(), "{url}: {went}");
         self.settled(page, url).await
     }
@@ -161,14 +185,20 @@ impl CdpClient {
     pub async fn evaluate(&mut self, page: &str, expression: &str) -> Result<Value> {
         let ask = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
         let said = self.call(Some(page), "Runtime.evaluate", ask).await?;
-        ensure!(said.get("exceptionDetails").is_none(), "{expression}: {said}");
+        ensure!(
+            said.get("exceptionDetails").is_none(),
+            "{expression}: {said}"
+        );
         Ok(said["result"]["value"].clone())
     }
 
-    /// A picture of a page, as PNG in base 64.
-    pub async fn screenshot(&mut self, page: &str) -> Result<String> {
-        let shot = self.call(Some(page), "Page.captureScreenshot", json!({})).await?;
-        Ok(shot["data"].as_str().context("no picture")?.to_owned())
+    /// A picture of a page, as PNG.
+    pub async fn screenshot(&mut self, page: &str) -> Result<Vec<u8>> {
+        let shot = self
+            .call(Some(page), "Page.captureScreenshot", json!({}))
+            .await?;
+        let data = shot["data"].as_str().context("no picture")?;
+        Ok(base64::engine::general_purpose::STANDARD.decode(data)?)
     }
 }
 

@@ -416,6 +416,13 @@ impl Cluster {
         Ok((count == 0).then(|| "no units".to_owned()))
     }
 
+    /// The nodes' ids, as the cluster writes them.
+    pub async fn node_ids(&self, server: &str) -> Result<Vec<String>> {
+        let nodes = self.client.get(server, "/v1/nodes").await?;
+        let ids = items(&nodes).filter_map(|node| node["id"].as_str().map(str::to_owned));
+        Ok(ids.collect())
+    }
+
     /// Units by the node that owns them.
     pub async fn owners(&self, server: &str) -> Result<BTreeMap<String, Vec<Value>>> {
         let units = self.client.get(server, "/v1/units").await?;

@@ -109,7 +109,11 @@ async fn front(State(counts): State<Arc<Counts>>, headers: HeaderMap) -> Html<St
 
 async fn login(body: String) -> impl IntoResponse {
     let name = body.strip_prefix("visitor=").unwrap_or_default();
-    let name: String = name.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
+    let name: String = name
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(32)
+        .collect();
     // Gone from the page's scripts: only the browser itself has it.
     let cookie = format!("shop_visitor={name}; Path=/; HttpOnly; SameSite=Lax");
     ([(header::SET_COOKIE, cookie)], Redirect::to("/"))
@@ -150,10 +154,17 @@ fn page(title: &str, body: &str) -> String {
 
 /// Logs in, fills the basket and half of the form, and scrolls.
 pub async fn go_shopping(client: &mut CdpClient, shop: &Shop) -> Result<()> {
-    let (target, _) = client.pages().await?.into_iter().next().context("no page")?;
+    let (target, _) = client
+        .pages()
+        .await?
+        .into_iter()
+        .next()
+        .context("no page")?;
     let page = client.attach(&target).await?;
     client.goto(&page, &shop.url("/")).await?;
-    client.evaluate(&page, "document.getElementById('login').click()").await?;
+    client
+        .evaluate(&page, "document.getElementById('login').click()")
+        .await?;
     client.settled(&page, &shop.url("/")).await?;
     wait_for(client, &page, "!!document.getElementById('greeting')").await?;
     let take = "document.querySelectorAll('#wares button').forEach(button => button.click())";
@@ -171,7 +182,11 @@ pub async fn go_shopping(client: &mut CdpClient, shop: &Shop) -> Result<()> {
 
 async fn wait_for(client: &mut CdpClient, page: &str, is_so: &str) -> Result<()> {
     for _ in 0..200 {
-        if client.evaluate(page, is_so).await.is_ok_and(|said| said == json!(true)) {
+        if client
+            .evaluate(page, is_so)
+            .await
+            .is_ok_and(|said| said == json!(true))
+        {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -181,7 +196,12 @@ async fn wait_for(client: &mut CdpClient, page: &str, is_so: &str) -> Result<()>
 
 /// What a visitor would see of it.
 pub async fn look(client: &mut CdpClient) -> Result<Value> {
-    let (target, url) = client.pages().await?.into_iter().next().context("no page")?;
+    let (target, url) = client
+        .pages()
+        .await?
+        .into_iter()
+        .next()
+        .context("no page")?;
     let page = client.attach(&target).await?;
     let see = "JSON.stringify({greeting: document.getElementById('greeting').textContent, \
         street: document.getElementById('street').value, message: document.getElementById('message').value, \

@@ -72,7 +72,7 @@ pub(crate) enum Remedy {
 /// today, but for the peers of a bench and the toolchains of
 /// guests; the last three rows wait for the commands that will name
 /// themselves in them.
-pub(crate) const NEEDS: [Need; 12] = [
+pub(crate) const NEEDS: [Need; 14] = [
     Need {
         name: "cc",
         what_for: "linking; xtask itself cannot be built without it",
@@ -145,9 +145,23 @@ pub(crate) const NEEDS: [Need; 12] = [
     Need {
         name: "chromium-headless-shell",
         what_for: "browser sessions",
-        wanted_by: &[],
-        probe: Probe::Program("chromium-headless-shell"),
+        wanted_by: &[Task::Test, Task::Demo, Task::Bench],
+        probe: Probe::File(&["/usr/lib/chromium/chromium-headless-shell"]),
         remedy: Remedy::System("chromium-headless-shell"),
+    },
+    Need {
+        name: "chromium-sandbox",
+        what_for: "Chromium's own sandbox where user namespaces are closed",
+        wanted_by: &[Task::Test, Task::Demo, Task::Bench],
+        probe: Probe::File(&["/usr/lib/chromium/chrome-sandbox"]),
+        remedy: Remedy::System("chromium-sandbox"),
+    },
+    Need {
+        name: "fonts",
+        what_for: "text in pages and their pictures",
+        wanted_by: &[Task::Test, Task::Demo, Task::Bench],
+        probe: Probe::File(&["/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"]),
+        remedy: Remedy::System("fonts-dejavu-core"),
     },
     Need {
         name: "libvulkan",

@@ -73,9 +73,17 @@ impl Browsers {
     /// # Errors
     /// See [`BrowserError`]: none runs.
     pub async fn of(&self, tenant: &str) -> Result<Arc<Hosted>, BrowserError> {
-        let slot = self.inner.slots().entry(tenant.to_owned()).or_default().clone();
+        let slot = self
+            .inner
+            .slots()
+            .entry(tenant.to_owned())
+            .or_default()
+            .clone();
         let mut kept = slot.kept.lock().await;
-        if let Some(running) = kept.as_mut().filter(|kept| !kept.hosted.browser.cdp().is_closed()) {
+        if let Some(running) = kept
+            .as_mut()
+            .filter(|kept| !kept.hosted.browser.cdp().is_closed())
+        {
             running.idle_since = None;
             return Ok(running.hosted.clone());
         }
@@ -86,7 +94,12 @@ impl Browsers {
             error,
             sandbox: self.inner.setup.sandbox,
         })?;
-        tracing::info!(tenant, pid = browser.pid(), product = browser.about().product, "a browser runs");
+        tracing::info!(
+            tenant,
+            pid = browser.pid(),
+            product = browser.about().product,
+            "a browser runs"
+        );
         let hosted = Arc::new(Hosted {
             browser,
             door: Arc::new(door),

@@ -127,8 +127,10 @@ pub async fn restore(cdp: &Cdp, jail: &Jail, state: &SessionState) -> Restored {
         .origins
         .iter()
         .filter(|(origin, _)| !brought.contains(*origin));
-    let (blanks, missed) =
-        tokio::join!(blanks.collect::<Vec<_>>().boxed(), bring_origins(cdp, jail, alone));
+    let (blanks, missed) = tokio::join!(
+        blanks.collect::<Vec<_>>().boxed(),
+        bring_origins(cdp, jail, alone)
+    );
     restored.origins_missed = missed;
     let is_brought = |origin: &String| blanks.iter().any(|b| b.brought.as_ref() == Some(origin));
     let failed = brought.iter().filter(|origin| !is_brought(origin));

@@ -235,11 +235,7 @@ impl Client {
 impl Kind for Sessions {
     type Child = Session;
 
-    async fn start(
-        &self,
-        context: Context,
-        checkpoint: Checkpoint,
-    ) -> Result<Session, StartError> {
+    async fn start(&self, context: Context, checkpoint: Checkpoint) -> Result<Session, StartError> {
         let state = state_of(&checkpoint)?;
         let child = context.child().clone();
         let failed = |why: String| StartError::Failed(why);
@@ -273,7 +269,11 @@ impl Kind for Sessions {
             over: is_over,
         };
         let context_guard = ContextGuard(open.clone());
-        let restored = timeout(RESTORE_LIMIT, restore::restore(&open.cdp, &open.jail, &state)).await;
+        let restored = timeout(
+            RESTORE_LIMIT,
+            restore::restore(&open.cdp, &open.jail, &state),
+        )
+        .await;
         let restored = match restored {
             Ok(restored) => {
                 if !restored.is_whole() {
@@ -289,7 +289,10 @@ impl Kind for Sessions {
         };
         if state.pages.is_empty() {
             let blank = json!({ "url": "about:blank", "browserContextId": open.jail.context() });
-            let made = open.cdp.call::<Value>("", "Target.createTarget", blank).await;
+            let made = open
+                .cdp
+                .call::<Value>("", "Target.createTarget", blank)
+                .await;
             made.map_err(|error| failed(error.to_string()))?;
         }
         let prodder = context.prodder();
@@ -395,7 +398,10 @@ impl Session {
             code: "invalid",
             detail: format!("`{url}` is no address: {error}"),
         })?;
-        if !matches!(parsed.scheme(), "http" | "https" | "about" | "data" | "blob") {
+        if !matches!(
+            parsed.scheme(),
+            "http" | "https" | "about" | "data" | "blob"
+        ) {
             return Err(Refusal {
                 code: "invalid",
                 detail: format!("pages of `{}:` are not opened", parsed.scheme()),
@@ -403,7 +409,10 @@ impl Session {
         }
         let (root, page) = self.attached(0).await?;
         let navigate = json!({ "url": url });
-        let went = self.open.cdp.call::<Value>(&page, "Page.navigate", navigate);
+        let went = self
+            .open
+            .cdp
+            .call::<Value>(&page, "Page.navigate", navigate);
         let went = timeout(PAGE_LIMIT, went).await.map_err(|_| silent())?;
         let went = went.map_err(|error| broken(&error))?;
         drop(root);
@@ -423,7 +432,10 @@ impl Session {
         }
         let (root, page) = self.attached(page).await?;
         let ask = json!({ "format": "png", "captureBeyondViewport": full });
-        let shot = self.open.cdp.call::<Shot>(&page, "Page.captureScreenshot", ask);
+        let shot = self
+            .open
+            .cdp
+            .call::<Shot>(&page, "Page.captureScreenshot", ask);
         let shot = timeout(PAGE_LIMIT, shot).await.map_err(|_| silent())?;
         let shot = shot.map_err(|error| broken(&error))?;
         drop(root);
@@ -432,7 +444,10 @@ impl Session {
         if png.len() > PICTURE_BYTES_MAX {
             return Err(Refusal {
                 code: "quota_exceeded",
-                detail: format!("the picture has {} bytes, and an answer holds {PICTURE_BYTES_MAX}", png.len()),
+                detail: format!(
+                    "the picture has {} bytes, and an answer holds {PICTURE_BYTES_MAX}",
+                    png.len()
+                ),
             });
         }
         Ok(framed(&json!({ "ok": true, "type": "image/png" }), &png))
@@ -529,7 +544,10 @@ async fn open_context(hosted: &Hosted, proxy: &str) -> Result<Jail, CdpError> {
         "proxyBypassList": "<-loopback>",
     });
     let Hosted { browser, door } = hosted;
-    let made: Made = browser.cdp().call("", "Target.createBrowserContext", ask).await?;
+    let made: Made = browser
+        .cdp()
+        .call("", "Target.createBrowserContext", ask)
+        .await?;
     let downloads = browser.dir().join("files").join(&made.browser_context_id);
     Ok(Jail::new(made.browser_context_id, downloads)
         .with_proxy(proxy.to_owned())

@@ -39,7 +39,10 @@ impl Node {
         let browsers = Browsers::new(place.setup(), Arc::new(Direct));
         let told = Arc::<Mutex<Vec<Told>>>::default();
         let may_act = Arc::new(std::sync::atomic::AtomicBool::new(true));
-        let allow = allow.iter().map(|allow| Allow::parse(allow).unwrap()).collect();
+        let allow = allow
+            .iter()
+            .map(|allow| Allow::parse(allow).unwrap())
+            .collect();
         let (telling, acting) = (told.clone(), may_act.clone());
         let given = Given {
             browsers: browsers.clone(),
@@ -113,7 +116,10 @@ impl Speaker {
     async fn attach(node: &Node, session: &mut Session, child: &str) -> Speaker {
         let (head, _) = ask(session, json!({ "op": "attach" })).await;
         let child = ChildId::parse(child).unwrap();
-        let client = node.sessions.admit(&child, head["ticket"].as_str().unwrap()).unwrap();
+        let client = node
+            .sessions
+            .admit(&child, head["ticket"].as_str().unwrap())
+            .unwrap();
         let (say, from) = mpsc::channel(64);
         let (to, hear) = mpsc::channel(64);
         let mut serving = tokio::task::JoinSet::new();
@@ -145,7 +151,10 @@ impl Speaker {
     async fn page(&mut self) -> String {
         let targets = self.call(None, "Target.getTargets", json!({})).await;
         let pages = targets["result"]["targetInfos"].as_array().unwrap().clone();
-        let page = pages.iter().find(|target| target["type"] == "page").unwrap();
+        let page = pages
+            .iter()
+            .find(|target| target["type"] == "page")
+            .unwrap();
         let attach = json!({ "targetId": page["targetId"], "flatten": true });
         let attached = self.call(None, "Target.attachToTarget", attach).await;
         attached["result"]["sessionId"].as_str().unwrap().to_owned()
@@ -167,7 +176,12 @@ async fn a_session_goes_on_from_its_last_step_in_another_browser() {
     let node = Node::new(&[&format!("127.0.0.1:{port}")]);
     let mut session = node.start(CHILD, Checkpoint::default()).await;
     let (opened, _) = ask(&mut session, json!({ "op": "open", "url": url })).await;
-    assert_eq!(opened, json!({ "ok": true }), "{:?}", node.told.lock().unwrap());
+    assert_eq!(
+        opened,
+        json!({ "ok": true }),
+        "{:?}",
+        node.told.lock().unwrap()
+    );
     let mut client = Speaker::attach(&node, &mut session, CHILD).await;
     let page = client.page().await;
     let title = "new Promise(done => { const look = () => document.title.startsWith('basket') ? \
@@ -211,7 +225,9 @@ async fn a_session_goes_on_from_its_last_step_in_another_browser() {
     // From a base instead of steps it is the same.
     let base = session.snapshot().await.unwrap();
     drop(session);
-    let mut session = node.start(CHILD, Checkpoint::new(Some(base), Vec::new())).await;
+    let mut session = node
+        .start(CHILD, Checkpoint::new(Some(base), Vec::new()))
+        .await;
     let mut client = Speaker::attach(&node, &mut session, CHILD).await;
     let page = client.page().await;
     assert_eq!(client.evaluate(&page, look).await, json!("Feste 700"));
@@ -227,7 +243,8 @@ async fn what_a_session_may_not_reach_is_refused_and_told() {
     let told = node.told.clone();
     eventually("the denial is told", || {
         let told = told.lock().unwrap();
-        told.iter().any(|told| matches!(told, Told::Denied(text) if text.contains("127.0.0.1")))
+        told.iter()
+            .any(|told| matches!(told, Told::Denied(text) if text.contains("127.0.0.1")))
     })
     .await;
     for (url, code) in [
@@ -249,14 +266,20 @@ async fn nothing_leaves_once_the_node_may_not_act() {
     let (port, _site) = site().await;
     let node = Node::new(&[&format!("127.0.0.1:{port}")]);
     let mut session = node.start(CHILD, Checkpoint::default()).await;
-    node.may_act.store(false, std::sync::atomic::Ordering::SeqCst);
+    node.may_act
+        .store(false, std::sync::atomic::Ordering::SeqCst);
     let mut client = Speaker::attach(&node, &mut session, CHILD).await;
     let page = client.page().await;
     let url = format!("http://127.0.0.1:{port}/");
-    client.call(Some(&page), "Page.navigate", json!({ "url": url })).await;
+    client
+        .call(Some(&page), "Page.navigate", json!({ "url": url }))
+        .await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let title = client.evaluate(&page, "document.title").await;
-    assert!(!title.as_str().unwrap_or_default().starts_with("basket"), "{title}");
+    assert!(
+        !title.as_str().unwrap_or_default().starts_with("basket"),
+        "{title}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -267,10 +290,19 @@ async fn a_ticket_lets_one_client_in_once() {
     let (head, _) = ask(&mut session, json!({ "op": "attach" })).await;
     let ticket = head["ticket"].as_str().unwrap();
     assert!(node.sessions.admit(&child, ticket).is_ok());
-    assert_eq!(node.sessions.admit(&child, ticket).err(), Some(NotHere::BadTicket));
-    assert_eq!(node.sessions.admit(&child, "guess").err(), Some(NotHere::BadTicket));
+    assert_eq!(
+        node.sessions.admit(&child, ticket).err(),
+        Some(NotHere::BadTicket)
+    );
+    assert_eq!(
+        node.sessions.admit(&child, "guess").err(),
+        Some(NotHere::BadTicket)
+    );
     drop(session);
-    assert_eq!(node.sessions.admit(&child, ticket).err(), Some(NotHere::NoSession));
+    assert_eq!(
+        node.sessions.admit(&child, ticket).err(),
+        Some(NotHere::NoSession)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

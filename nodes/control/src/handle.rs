@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use understudy_protocol::cluster::directory::{Command, Directory};
 use understudy_protocol::id::{ChildId, Epoch, IncarnationId, NodeId, Seq, StoreId, UnitId};
 use understudy_protocol::time::Time;
-use understudy_transport::net::{RequestError, Tunnel};
 use understudy_store::USED_PERCENT_MAX;
+use understudy_transport::net::{RequestError, Tunnel};
 
 use crate::agents::Agents;
 use crate::events::{EventStream, Events};

@@ -26,7 +26,8 @@ pub mod show;
 mod token;
 
 pub use routes::{
-    Answering, BROWSER_LABEL, CALL_BODY_MAX, FunctionAsk, GUEST_BODY_MAX, MODULE_BYTES_MAX, RunFunctions,
+    Answering, BROWSER_LABEL, CALL_BODY_MAX, FunctionAsk, GUEST_BODY_MAX, MODULE_BYTES_MAX,
+    RunFunctions,
 };
 pub use serve::{CONNECTIONS_MAX, Reach, ServeError, serve};
 pub use token::{TOKEN_BYTES_MAX, TOKEN_BYTES_MIN, Token, TokenError};

@@ -133,7 +133,10 @@ impl Browsers {
             sessions: Sessions::new(given),
             policy,
             handle,
-            program: config.binary.clone().unwrap_or_else(|| HEADLESS_SHELL.into()),
+            program: config
+                .binary
+                .clone()
+                .unwrap_or_else(|| HEADLESS_SHELL.into()),
             profiles,
         })
     }
@@ -214,7 +217,9 @@ impl Drop for Browsers {
 /// and the child's unit is this start's.
 fn may_act(view: &View, child: &ChildId) -> bool {
     let directory = &view.directory;
-    let unit = directory.unit_of(child).and_then(|unit| directory.unit(unit));
+    let unit = directory
+        .unit_of(child)
+        .and_then(|unit| directory.unit(unit));
     let owner = unit.and_then(|unit| unit.owner);
     view.lease_until > clock::now()
         && owner.is_some_and(|owner| owner.incarnation == view.incarnation)
@@ -289,7 +294,9 @@ async fn client(sessions: Sessions, incoming: Incoming) {
 
 /// A folder that only this user may change and others may pass, with nothing in it.
 fn prepare(folder: &Path) -> io::Result<()> {
-    let made = std::fs::DirBuilder::new().mode(PASSED_BY_ALL).create(folder);
+    let made = std::fs::DirBuilder::new()
+        .mode(PASSED_BY_ALL)
+        .create(folder);
     match made {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -297,7 +304,9 @@ fn prepare(folder: &Path) -> io::Result<()> {
             let found = std::fs::symlink_metadata(folder)?;
             let is_own = found.uid() == rustix::process::geteuid().as_raw();
             if !found.is_dir() || !is_own || found.mode() & 0o022 != 0 {
-                return Err(io::Error::other("somebody else could have made it; remove it"));
+                return Err(io::Error::other(
+                    "somebody else could have made it; remove it",
+                ));
             }
             for left in std::fs::read_dir(folder)? {
                 let left = left?.path();

@@ -177,8 +177,8 @@ impl Node {
             heard.hear(&event);
             on_warden(event);
         });
-        let (warden, death) = WardenClient::spawn(&exe, incarnation, &notes, on_event)
-            .map_err(StartError::Warden)?;
+        let (warden, death) =
+            WardenClient::spawn(&exe, incarnation, &notes, on_event).map_err(StartError::Warden)?;
         let browsers = Browsers::start(&config.browser, node, warden.clone(), expected)
             .map_err(StartError::Browsers)?;
         let kinds = browsers.register(kinds);

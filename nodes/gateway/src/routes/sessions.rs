@@ -29,7 +29,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use understudy_browser::session::{About, KIND};
-use understudy_browser::tunnel::{self, End, Frame, HEARD_BYTES_MAX, Hello, RELEASED, SAID_BYTES_MAX};
+use understudy_browser::tunnel::{
+    self, End, Frame, HEARD_BYTES_MAX, Hello, RELEASED, SAID_BYTES_MAX,
+};
 use understudy_control::handle::{Answered, View};
 use understudy_protocol::id::ChildId;
 use understudy_protocol::wire::replica::Scope;
@@ -108,7 +110,10 @@ pub(super) async fn list(
             return None;
         };
         let is_asked = child.kind() == KIND
-            && which.tenant.as_deref().is_none_or(|tenant| tenant == child.tenant());
+            && which
+                .tenant
+                .as_deref()
+                .is_none_or(|tenant| tenant == child.tenant());
         is_asked.then_some((child, *unit, entry))
     });
     // By tenant and name, which a cursor can say.
@@ -116,20 +121,28 @@ pub(super) async fn list(
         .map(|(child, unit, entry)| ((child.tenant(), child.key()), (child, unit, entry)))
         .collect();
     let place = |child: &ChildId| format!("{}/{}", child.tenant(), child.key());
-    let mut found = sessions
-        .values()
-        .filter(|(child, _, _)| which.after.as_ref().is_none_or(|after| place(child) > *after));
-    let page: Vec<_> = found.by_ref().take(limit).collect();
-    let next = found.next().and(page.last()).map(|(child, _, _)| place(child));
-    let items = page.into_iter().map(|(child, unit, entry)| api::ListedSession {
-        id: child.key().to_owned(),
-        tenant: child.tenant().to_owned(),
-        unit: unit.to_string(),
-        node: entry.owner.map(|owner| name_of(&view, owner.node)),
-        epoch: entry.epoch.0,
-        serving: entry.owner.is_some_and(|owner| owner.serving),
-        cdp: address(&headers, child),
+    let mut found = sessions.values().filter(|(child, _, _)| {
+        which
+            .after
+            .as_ref()
+            .is_none_or(|after| place(child) > *after)
     });
+    let page: Vec<_> = found.by_ref().take(limit).collect();
+    let next = found
+        .next()
+        .and(page.last())
+        .map(|(child, _, _)| place(child));
+    let items = page
+        .into_iter()
+        .map(|(child, unit, entry)| api::ListedSession {
+            id: child.key().to_owned(),
+            tenant: child.tenant().to_owned(),
+            unit: unit.to_string(),
+            node: entry.owner.map(|owner| name_of(&view, owner.node)),
+            epoch: entry.epoch.0,
+            serving: entry.owner.is_some_and(|owner| owner.serving),
+            cdp: address(&headers, child),
+        });
     Ok(Json(api::Listing {
         items: items.collect(),
         next,
@@ -217,7 +230,10 @@ pub(super) async fn version(
     if view.directory.unit_of(&child).is_none() {
         return Err(no_session(&child));
     }
-    Ok(Json(discovery(&address(&headers, &child), of.token.as_deref())))
+    Ok(Json(discovery(
+        &address(&headers, &child),
+        of.token.as_deref(),
+    )))
 }
 
 /// The same at the root: which session is a parameter there.
@@ -340,11 +356,7 @@ fn bounded(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
 }
 
 /// A stream to the node that runs the session, with somebody at its other end who serves it.
-async fn attached(
-    gateway: &Gateway,
-    child: &ChildId,
-    until: Instant,
-) -> Result<Tunnel, Problem> {
+async fn attached(gateway: &Gateway, child: &ChildId, until: Instant) -> Result<Tunnel, Problem> {
     let mut why = String::from("the session does not answer");
     while Instant::now() < until {
         let attach = json!({ "op": "attach" });
@@ -394,7 +406,10 @@ async fn serve(socket: WebSocket, tunnel: Tunnel, mut stop: watch::Receiver<bool
             if text.len() > SAID_BYTES_MAX {
                 return Some(end(1009, TOO_LONG));
             }
-            if tunnel::write(&mut writer, &Frame::Text(text)).await.is_err() {
+            if tunnel::write(&mut writer, &Frame::Text(text))
+                .await
+                .is_err()
+            {
                 return Some(end(1012, NODE_GONE));
             }
         }
@@ -512,7 +527,9 @@ fn hint(code: &str) -> &'static str {
         "not_found" => "`understudy session show ID` lists its pages",
         "invalid" => "pages are opened by `http:` and `https:` addresses",
         "quota_exceeded" => "ask for less of the page, or take the picture over the `cdp` address",
-        "deadline_exceeded" => "the page computes without end or shows a dialog: connect and close it",
+        "deadline_exceeded" => {
+            "the page computes without end or shows a dialog: connect and close it"
+        }
         _ => "try again; `understudy events` shows what its pages were refused",
     }
 }
@@ -524,7 +541,10 @@ async fn about(
     until: Instant,
 ) -> Result<api::Session, Problem> {
     let (answered, said) = ask(gateway, child.clone(), &json!({ "op": "about" }), until).await?;
-    let about = said.head.about.ok_or_else(|| strange("nothing of itself"))?;
+    let about = said
+        .head
+        .about
+        .ok_or_else(|| strange("nothing of itself"))?;
     let view = gateway.handle.view();
     let unit = view.directory.unit_of(&child).ok_or_else(gone)?;
     Ok(api::Session {
@@ -541,12 +561,16 @@ async fn about(
 /// Where a client connects to: the host that the request was sent to, which reaches this gateway.
 fn address(headers: &HeaderMap, child: &ChildId) -> String {
     let (id, tenant) = (child.key(), child.tenant());
-    format!("ws://{}/v1/sessions/{id}/cdp?tenant={tenant}", host(headers))
+    format!(
+        "ws://{}/v1/sessions/{id}/cdp?tenant={tenant}",
+        host(headers)
+    )
 }
 
 fn host(headers: &HeaderMap) -> &str {
     let host = headers.get(header::HOST);
-    host.and_then(|host| host.to_str().ok()).unwrap_or("127.0.0.1")
+    host.and_then(|host| host.to_str().ok())
+        .unwrap_or("127.0.0.1")
 }
 
 fn child(tenant: &str, id: &str) -> Result<ChildId, Problem> {
@@ -578,8 +602,8 @@ fn random_id() -> Result<String, Problem> {
 /// Whether any node that lives has a browser.
 fn has_browsers(view: &View) -> Result<(), Problem> {
     let mut nodes = view.directory.nodes().values();
-    let has = nodes
-        .any(|node| node.incarnation.is_some() && node.labels.contains_key(BROWSER_LABEL));
+    let has =
+        nodes.any(|node| node.incarnation.is_some() && node.labels.contains_key(BROWSER_LABEL));
     if has {
         return Ok(());
     }
@@ -594,19 +618,29 @@ fn has_browsers(view: &View) -> Result<(), Problem> {
 fn no_session(child: &ChildId) -> Problem {
     Problem::new(
         Kind::NotFound,
-        format!("there is no session `{}` of `{}`", child.key(), child.tenant()),
+        format!(
+            "there is no session `{}` of `{}`",
+            child.key(),
+            child.tenant()
+        ),
     )
     .hint("`understudy session list` shows them, `understudy session open` makes one")
 }
 
 fn no_upgrade(error: rejection::WebSocketUpgradeRejection) -> Problem {
-    Problem::new(Kind::Invalid, format!("this address takes WebSocket clients: {error}"))
-        .hint("give it to `chromium.connectOverCDP` or `puppeteer.connect` as it is")
+    Problem::new(
+        Kind::Invalid,
+        format!("this address takes WebSocket clients: {error}"),
+    )
+    .hint("give it to `chromium.connectOverCDP` or `puppeteer.connect` as it is")
 }
 
 fn strange(what: &str) -> Problem {
-    Problem::new(Kind::Unavailable, format!("the session's owner said {what}"))
-        .hint("ask another node: this one may be older")
+    Problem::new(
+        Kind::Unavailable,
+        format!("the session's owner said {what}"),
+    )
+    .hint("ask another node: this one may be older")
 }
 
 /// `application/x-www-form-urlencoded` of what a token may hold.

@@ -284,7 +284,8 @@ pub fn session(session: &api::Session) -> String {
 /// `session list`.
 pub fn sessions(sessions: &api::Listing<api::ListedSession>, columns: usize) -> String {
     if sessions.items.is_empty() {
-        return "No session. Open one: understudy session open https://example.net --id NAME\n".into();
+        return "No session. Open one: understudy session open https://example.net --id NAME\n"
+            .into();
     }
     let mut table = Table::under(&["SESSION", "TENANT", "NODE", "EPOCH", "STATE"]);
     for session in &sessions.items {
@@ -293,7 +294,12 @@ pub fn sessions(sessions: &api::Listing<api::ListedSession>, columns: usize) -> 
             session.tenant.clone(),
             session.node.clone().unwrap_or_else(|| "-".to_owned()),
             session.epoch.to_string(),
-            if session.serving { "serving" } else { "starting" }.to_owned(),
+            if session.serving {
+                "serving"
+            } else {
+                "starting"
+            }
+            .to_owned(),
         ]);
     }
     table.fit(columns)

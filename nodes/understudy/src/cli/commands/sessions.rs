@@ -63,7 +63,10 @@ pub(super) async fn session(
             }
             let query = format!("&page={page}&full={full}");
             let path = path(id, "/screenshot", tenant) + &query;
-            let reply = asked.client.ask(&Ask::get(path).wait(Some(BROWSER))).await?;
+            let reply = asked
+                .client
+                .ask(&Ask::get(path).wait(Some(BROWSER)))
+                .await?;
             match output {
                 Some(file) => kept(file, &reply.body, asked.json),
                 None => Ok(reply.body),
@@ -78,17 +81,28 @@ pub(super) async fn session(
 }
 
 fn path(id: &str, what: &str, tenant: &str) -> String {
-    format!("/v1/sessions/{}{what}?tenant={}", segment(id), segment(tenant))
+    format!(
+        "/v1/sessions/{}{what}?tenant={}",
+        segment(id),
+        segment(tenant)
+    )
 }
 
 fn kept(file: &Path, picture: &[u8], json: bool) -> Result<Vec<u8>, Failure> {
     std::fs::write(file, picture).map_err(|error| {
-        let what = format!("the picture cannot be written to {}: {error}", file.display());
+        let what = format!(
+            "the picture cannot be written to {}: {error}",
+            file.display()
+        );
         Failure::new(Exit::Failed, what)
     })?;
     let (file, bytes) = (file.display().to_string(), picture.len());
     Ok(if json {
-        line(serde_json::json!({ "file": file, "bytes": bytes }).to_string().into_bytes())
+        line(
+            serde_json::json!({ "file": file, "bytes": bytes })
+                .to_string()
+                .into_bytes(),
+        )
     } else {
         format!("{file}: {bytes} bytes\n").into_bytes()
     })
