@@ -24,7 +24,7 @@ use understudy_protocol::wire::envelope::Envelope;
 use super::{DriverEvent, START_LIMIT};
 use crate::child::{Checkpoint, Context, Handled, Request, StartError};
 use crate::kinds::{AnyChild, AnyKind, BoxFuture};
-use crate::values::{KeepError, Values, bytes_of, content_of};
+use crate::values::{FetchError, KeepError, Values, bytes_of, content_of};
 
 /// What the actor is told. The driver sends one `Execute` or `Prod` at a time, its watch one `Stop`, and
 /// the child one `End` and one `WantsProd`: so four messages are the most that wait.
@@ -331,7 +331,12 @@ async fn recall(
     child: ChildId,
     events: &mpsc::Sender<DriverEvent>,
 ) -> Result<(), Verdict> {
-    let calls = values.fetch(calls).await.map_err(abnormal)?;
+    let lost = |error: FetchError| {
+        abnormal(format!(
+            "the calls that it remembers are not to be had: {error}"
+        ))
+    };
+    let calls = values.fetch(calls).await.map_err(lost)?;
     for at in (0..calls.len()).step_by(PIECE_BYTES) {
         let recalled = DriverEvent::Recalled {
             child: child.clone(),
