@@ -69,9 +69,8 @@ pub(crate) enum Remedy {
 }
 
 /// Everything. A machine with Debian 12 or later, rustup and build-essential has all that is wanted
-/// today, but for the peers of a bench and the toolchains of
-/// guests; the last three rows wait for the commands that will name
-/// themselves in them.
+/// today, but for the peers of a bench, the toolchains of guests, and a browser with a font; the last two
+/// rows wait for the commands that will name themselves in them.
 pub(crate) const NEEDS: [Need; 14] = [
     Need {
         name: "cc",
