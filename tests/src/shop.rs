@@ -175,7 +175,7 @@ pub async fn go_shopping(client: &mut CdpClient, shop: &Shop) -> Result<()> {
         field.dispatchEvent(new Event('input', {bubbles: true})); \
         field.dispatchEvent(new Event('change', {bubbles: true})); }; \
         set('street', '1 Illyria Road'); set('message', 'Leave it\\nwith the fool.'); \
-        set('delivery', 'door'); set('gift', true); scrollTo(0, 900)";
+        set('delivery', 'door'); set('gift', true); scrollTo(0, 1600)";
     client.evaluate(&page, fill).await?;
     Ok(())
 }
@@ -223,7 +223,7 @@ pub fn expected(shop: &Shop) -> Value {
         "message": "Leave it\nwith the fool.",
         "delivery": "door",
         "gift": true,
-        "scroll": 900,
+        "scroll": 1600,
         "last": "Wooden sword",
         // The log-in is out of the page's reach.
         "cookies": "",
@@ -232,7 +232,8 @@ pub fn expected(shop: &Shop) -> Value {
 
 const STYLE: &str = "body{font:17px/1.5 Georgia,serif;margin:2em auto;max-width:40em;color:#2b2118;\
     background:#fbf6ee}h1{color:#8a1c1c}b{color:#8a1c1c}label{display:block;margin:.6em 0}\
-    button{font:inherit;padding:.2em .8em}";
+    button{font:inherit;padding:.2em .8em}\
+    #greeting{position:sticky;top:0;margin:0;padding:.5em;background:#f0e2c8}";
 
 const SCRIPT: &str = "
 const wares = ['Skull of Yorick', 'Paper crown', 'Wooden sword'];
