@@ -57,6 +57,8 @@ pub const KIND: &str = "session";
 pub struct Given {
     /// Its browsers.
     pub browsers: Browsers,
+    /// Sessions that run at once: one more does not start.
+    pub sessions: usize,
     /// What pages may reach.
     pub policy: Arc<EgressPolicy>,
     /// Whether the child may act on the outside world now: its node's lease is valid, and it serves the
@@ -82,6 +84,7 @@ pub enum Told {
 pub struct Sessions {
     given: Given,
     open: Arc<Mutex<HashMap<ChildId, Open>>>,
+    count: Arc<AtomicUsize>,
 }
 
 /// A session that runs here, as its clients reach it.
@@ -111,6 +114,8 @@ pub struct Session {
     _watch: JoinSet<()>,
     _context: ContextGuard,
     _egress: Egress,
+    /// Last: there is room for another once all of the above is gone.
+    _counted: Counted,
 }
 
 /// A session among those of its node, until this is dropped.
@@ -120,7 +125,7 @@ struct Listed {
     all: Arc<Mutex<HashMap<ChildId, Open>>>,
 }
 
-/// One client more, until this is dropped.
+/// One client, or one session, more, until this is dropped.
 struct Counted(Arc<AtomicUsize>);
 
 /// A context in a browser that others use too: ended with this.
@@ -189,6 +194,19 @@ impl Sessions {
         Sessions {
             given,
             open: Arc::default(),
+            count: Arc::default(),
+        }
+    }
+
+    /// Room for one session more.
+    fn counted(&self) -> Result<Counted, StartError> {
+        let limit = self.given.sessions;
+        let more = |count: usize| (count < limit).then_some(count + 1);
+        match self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_) => Ok(Counted(self.count.clone())),
+            Err(count) => Err(StartError::Full(format!(
+                "{count} sessions run on this node, and `[browser] sessions` is {limit}"
+            ))),
         }
     }
 
@@ -243,7 +261,8 @@ impl Kind for Sessions {
         let state = state_of(&checkpoint)?;
         let child = context.child().clone();
         let failed = |why: String| StartError::Failed(why);
-        let hosted = self.given.browsers.of(child.tenant()).await;
+        let counted = self.counted()?;
+        let hosted = self.given.browsers.of(&child).await;
         let hosted = hosted.map_err(|error| failed(error.to_string()))?;
         let permit = {
             let (permit, child) = (self.given.permit.clone(), child.clone());
@@ -317,6 +336,7 @@ impl Kind for Sessions {
             _watch: watching,
             _context: context_guard,
             _egress: egress,
+            _counted: counted,
         })
     }
 

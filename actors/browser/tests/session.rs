@@ -13,14 +13,14 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use understudy_browser::egress::EgressPolicy;
-use understudy_browser::host::Browsers;
+use understudy_browser::host::{Browsers, Sharing};
 use understudy_browser::process::Direct;
 use understudy_browser::session::{Given, NotHere, Session, Sessions, Told};
 use understudy_browser::tunnel::End;
 use understudy_protocol::id::{ChildId, IncarnationId};
 use understudy_protocol::wire::envelope::CallKey;
 use understudy_protocol::workload::egress::Allow;
-use understudy_supervision::{Checkpoint, Child as _, Context, Kind as _, Request};
+use understudy_supervision::{Checkpoint, Child as _, Context, Kind as _, Request, StartError};
 
 use common::{Place, eventually};
 
@@ -35,14 +35,19 @@ struct Node {
 
 impl Node {
     fn new(allow: &[&str]) -> Node {
+        Node::with(allow, Sharing::Tenant, 64)
+    }
+
+    fn with(allow: &[&str], sharing: Sharing, sessions: usize) -> Node {
         let place = Place::new();
-        let browsers = Browsers::new(place.setup(), Arc::new(Direct));
+        let browsers = Browsers::new(place.setup(), sharing, Arc::new(Direct));
         let told = Arc::<Mutex<Vec<Told>>>::default();
         let may_act = Arc::new(std::sync::atomic::AtomicBool::new(true));
         let allow = allow.iter().map(|allow| Allow::parse(allow).unwrap()).collect();
         let (telling, acting) = (told.clone(), may_act.clone());
         let given = Given {
             browsers: browsers.clone(),
+            sessions,
             policy: Arc::new(EgressPolicy::new(allow)),
             permit: Arc::new(move |_| acting.load(std::sync::atomic::Ordering::SeqCst)),
             told: Arc::new(move |_, what| telling.lock().unwrap().push(what)),
@@ -283,4 +288,35 @@ async fn a_tenants_sessions_share_a_process_and_two_tenants_do_not() {
     assert_eq!(node.browsers.running().len(), 2);
     assert_eq!(node.place.profiles(), 2);
     drop(sessions);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_shares_with_nobody_has_a_process_of_its_own() {
+    let node = Node::with(&[], Sharing::Nobody, 64);
+    let a = node.start("@acme/session/a", Checkpoint::default()).await;
+    let b = node.start("@acme/session/b", Checkpoint::default()).await;
+    assert_eq!(node.browsers.running().len(), 2);
+    assert_eq!(node.place.profiles(), 2);
+    // It ends with its session, and the other does not.
+    drop(a);
+    eventually("the first one's process is gone", || node.browsers.running().len() == 1).await;
+    assert_eq!(node.browsers.running()[0].0, "@acme/session/b");
+    drop(b);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_session_more_than_a_node_may_run_is_refused_until_one_ends() {
+    let node = Node::with(&[], Sharing::Tenant, 1);
+    let first = node.start(CHILD, Checkpoint::default()).await;
+    let other = ChildId::parse("@acme/session/other").unwrap();
+    let start = || {
+        let context = Context::new(other.clone(), |_, _| {});
+        node.sessions.start(context, Checkpoint::default())
+    };
+    match start().await.err() {
+        Some(StartError::Full(why)) => assert!(why.contains("`[browser] sessions` is 1"), "{why}"),
+        error => panic!("{error:?}"),
+    }
+    drop(first);
+    start().await.unwrap();
 }
