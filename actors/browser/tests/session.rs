@@ -54,7 +54,7 @@ impl Node {
         };
         Node {
             place,
-            sessions: Sessions::new(given),
+            sessions: Sessions::new(given).with_hang_limit(HANG),
             browsers,
             told,
             may_act,
@@ -162,6 +162,9 @@ impl Speaker {
         said["result"]["result"]["value"].clone()
     }
 }
+
+/// Until a page is begun anew that does not answer.
+const HANG: Duration = Duration::from_secs(2);
 
 const CHILD: &str = "@acme/session/shop";
 
@@ -319,4 +322,108 @@ async fn one_session_more_than_a_node_may_run_is_refused_until_one_ends() {
     }
     drop(first);
     start().await.unwrap();
+}
+
+/// A session with two pages: one at the site, with something in its form, and one beside it. The client,
+/// the page's session, and the steps so far.
+async fn filled(node: &Node, session: &mut Session, url: &str) -> (Speaker, String) {
+    ask(session, json!({ "op": "open", "url": url })).await;
+    let mut client = Speaker::attach(node, session, CHILD).await;
+    let page = client.page().await;
+    let fill = "new Promise(done => { const look = () => document.getElementById('name') ? done() : \
+        setTimeout(look, 20); look(); }).then(() => { localStorage.setItem('basket', 'crown'); \
+        document.getElementById('name').value = 'Feste'; \
+        document.getElementById('name').dispatchEvent(new Event('input', {bubbles: true})); })";
+    client.evaluate(&page, fill).await;
+    let beside = json!({ "url": "data:text/html,<title>beside</title>" });
+    client.call(None, "Target.createTarget", beside).await;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        step(session).await;
+    }
+    (client, page)
+}
+
+/// Prods the session, as its own timer does, until a page was begun anew and is seen.
+async fn mended(node: &Node, session: &mut Session) -> String {
+    let told = || {
+        let told = node.told.lock().unwrap();
+        told.iter().find_map(|told| match told {
+            Told::PageLost(text) => Some(text.clone()),
+            _ => None,
+        })
+    };
+    for _ in 0..400 {
+        step(session).await;
+        if let Some(text) = told() {
+            for _ in 0..20 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                step(session).await;
+            }
+            return text;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("no page was begun anew");
+}
+
+/// The page is as it was filled, the one beside it is the same target, and the order did not change.
+async fn is_whole(node: &Node, session: &mut Session, url: &str) {
+    let (about, _) = ask(session, json!({ "op": "about" })).await;
+    let pages = about["about"]["pages"].as_array().unwrap();
+    let titles: Vec<&str> = pages.iter().map(|page| page["title"].as_str().unwrap()).collect();
+    assert_eq!(titles, ["basket crown", "beside"], "{about}");
+    let mut client = Speaker::attach(node, session, CHILD).await;
+    let targets = client.call(None, "Target.getTargets", json!({})).await;
+    let targets = targets["result"]["targetInfos"].as_array().unwrap().clone();
+    let targets = targets.iter().filter(|target| target["type"] == "page");
+    assert_eq!(targets.clone().count(), 2);
+    let found = targets.clone().find(|target| target["url"] == json!(url)).unwrap();
+    let attach = json!({ "targetId": found["targetId"], "flatten": true });
+    let attached = client.call(None, "Target.attachToTarget", attach).await;
+    let page = attached["result"]["sessionId"].as_str().unwrap();
+    let name = client.evaluate(page, "document.getElementById('name').value").await;
+    assert_eq!(name, json!("Feste"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_crashed_is_begun_anew_alone() {
+    let (port, _site) = site().await;
+    let url = format!("http://127.0.0.1:{port}/");
+    let node = Node::new(&[&format!("127.0.0.1:{port}")]);
+    let mut session = node.start(CHILD, Checkpoint::default()).await;
+    let (client, page) = filled(&node, &mut session, &url).await;
+    let crash = json!({ "id": 999, "method": "Page.crash", "sessionId": page });
+    client.say.send(crash.to_string().into()).await.unwrap();
+    let told = mended(&node, &mut session).await;
+    assert_eq!(told, format!("{url}: its process crashed; it was begun anew"));
+    is_whole(&node, &mut session, &url).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_loops_for_ever_is_begun_anew_and_one_that_shows_a_dialog_is_not() {
+    let (port, _site) = site().await;
+    let url = format!("http://127.0.0.1:{port}/");
+    let node = Node::new(&[&format!("127.0.0.1:{port}")]);
+    let mut session = node.start(CHILD, Checkpoint::default()).await;
+    let (mut client, page) = filled(&node, &mut session, &url).await;
+    client.call(Some(&page), "Page.enable", json!({})).await;
+    let shown = client.evaluate(&page, "setTimeout(() => alert('well?')), 1").await;
+    assert_eq!(shown, json!(1));
+    let began = std::time::Instant::now();
+    while began.elapsed() < 3 * HANG {
+        step(&mut session).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(node.told.lock().unwrap().is_empty(), "{:?}", node.told);
+    let accept = json!({ "accept": true });
+    client.call(Some(&page), "Page.handleJavaScriptDialog", accept).await;
+    assert_eq!(client.evaluate(&page, "1 + 1").await, json!(2));
+
+    let hang = json!({ "id": 999, "method": "Runtime.evaluate", "sessionId": page,
+        "params": { "expression": "for (;;) {}" } });
+    client.say.send(hang.to_string().into()).await.unwrap();
+    let told = mended(&node, &mut session).await;
+    assert!(told.contains("it has not answered for 2 s; it was begun anew"), "{told}");
+    is_whole(&node, &mut session, &url).await;
 }
