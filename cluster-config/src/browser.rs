@@ -1,12 +1,10 @@
 //! `[browser]`: the browsers of a node, and where their pages may connect to.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use understudy_protocol::workload::egress::{ALLOW_MAX, Allow};
 
 use crate::read::{self, Entry, Section, spelled};
-use crate::units;
 
 /// What a node's browsers are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,13 +20,8 @@ pub struct BrowserConfig {
     /// `sandbox`: whether Chromium's own sandbox is on. True by default; without it a page that
     /// breaks out of its renderer is that user on this machine.
     pub sandbox: bool,
-    /// `warm`: sessions that stand ready before anybody asks, 2 by default; up to `sessions`.
-    pub warm: u32,
-    /// `sessions`: sessions at once, 64 by default, up to [`SESSIONS_MAX`].
+    /// `sessions`: sessions at once, 64 by default, up to [`SESSIONS_MAX`]. One more does not start here.
     pub sessions: u32,
-    /// `idle_limit`: after how long without a client a session leaves only its checkpoint; `"10min"`
-    /// by default, from [`IDLE_LIMIT_MIN`] to [`IDLE_LIMIT_MAX`].
-    pub idle_limit: Duration,
     /// `egress_allow`: what pages may reach beside the public network, at most [`ALLOW_MAX`] entries:
     /// `"host"`, `"*.example.net"`, `"10.1.2.3"`, each with or without `":port"`, or `"10.0.0.0/8"`.
     /// Empty by default.
@@ -52,9 +45,7 @@ impl Default for BrowserConfig {
             isolation: Isolation::Context,
             user: None,
             sandbox: true,
-            warm: 2,
             sessions: 64,
-            idle_limit: Duration::from_secs(600),
             egress_allow: Vec::new(),
         }
     }
@@ -62,8 +53,6 @@ impl Default for BrowserConfig {
 
 pub(crate) fn read(mut section: Section<'_>) -> Option<BrowserConfig> {
     let usual = BrowserConfig::default();
-    let warm_at = section.place("warm");
-    let has_warm = section.has("warm");
     let binary = section.get_or("binary", None, |entry| match entry.text()? {
         AUTO => Ok(None),
         _ => read::path(entry).map(Some),
@@ -71,35 +60,15 @@ pub(crate) fn read(mut section: Section<'_>) -> Option<BrowserConfig> {
     let isolation = section.get_or("isolation", usual.isolation, |entry| entry.word(ISOLATION));
     let user = section.get_or("user", None, user);
     let sandbox = section.get_or("sandbox", usual.sandbox, Entry::flag);
-    let warm = section.get_or("warm", usual.warm, |entry| count(entry, 0));
-    let sessions = section.get_or("sessions", usual.sessions, |entry| count(entry, 1));
-    let idle_limit = section.get_or("idle_limit", usual.idle_limit, |entry| {
-        let limit = units::duration(entry.text()?)?;
-        match (IDLE_LIMIT_MIN..=IDLE_LIMIT_MAX).contains(&limit) {
-            true => Ok(limit),
-            false => Err(format!(
-                "{limit:?} is not from {IDLE_LIMIT_MIN:?} to {IDLE_LIMIT_MAX:?}"
-            )),
-        }
-    });
+    let sessions = section.get_or("sessions", usual.sessions, sessions_of);
     let egress_allow = section.get_or("egress_allow", Vec::new(), |entry| allow(&entry.list()?));
-    if let Some((warm, sessions)) = warm.zip(sessions)
-        && has_warm
-        && warm > sessions
-    {
-        let what = format!("{warm} is more than `sessions`, which is {sessions}");
-        section.fail(warm_at, "warm", what);
-    }
     let browser = (|| {
-        let sessions = sessions?;
         Some(BrowserConfig {
             binary: binary?,
             isolation: isolation?,
             user: user?,
             sandbox: sandbox?,
-            warm: warm?.min(sessions),
-            sessions,
-            idle_limit: idle_limit?,
+            sessions: sessions?,
             egress_allow: egress_allow?,
         })
     })();
@@ -119,12 +88,12 @@ fn user(entry: &Entry) -> Result<Option<String>, String> {
     }
 }
 
-fn count(entry: &Entry, min: u32) -> Result<u32, String> {
+fn sessions_of(entry: &Entry) -> Result<u32, String> {
     let number = entry.integer()?;
     u32::try_from(number)
         .ok()
-        .filter(|number| (min..=SESSIONS_MAX).contains(number))
-        .ok_or_else(|| format!("{number} is not from {min} to {SESSIONS_MAX}"))
+        .filter(|number| (1..=SESSIONS_MAX).contains(number))
+        .ok_or_else(|| format!("{number} is not from 1 to {SESSIONS_MAX}"))
 }
 
 fn allow(entries: &[String]) -> Result<Vec<Allow>, String> {
@@ -145,9 +114,7 @@ impl BrowserConfig {
         put("isolation", spelled(&self.isolation, ISOLATION).into());
         put("user", self.user.as_deref().unwrap_or(AUTO).into());
         put("sandbox", self.sandbox.into());
-        put("warm", i64::from(self.warm).into());
         put("sessions", i64::from(self.sessions).into());
-        put("idle_limit", units::written(self.idle_limit).into());
         put("egress_allow", allow.into());
         keys
     }
@@ -162,12 +129,6 @@ const ISOLATION: &[(&str, Isolation)] = &[
 
 /// With a page each, and nothing else on the machine, these take 24 GiB.
 pub const SESSIONS_MAX: u32 = 1_000;
-
-/// A client that reconnects takes about this long.
-pub const IDLE_LIMIT_MIN: Duration = Duration::from_secs(1);
-
-/// A day: a session that nobody has looked at for longer costs less as a checkpoint.
-pub const IDLE_LIMIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// What Linux allows for a user's name.
 const USER_BYTES_MAX: usize = 32;

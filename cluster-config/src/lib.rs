@@ -29,7 +29,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-pub use browser::{BrowserConfig, IDLE_LIMIT_MAX, IDLE_LIMIT_MIN, Isolation, SESSIONS_MAX};
+pub use browser::{BrowserConfig, Isolation, SESSIONS_MAX};
 pub use checkpoint::{CheckpointConfig, REPLICAS_MAX};
 pub use error::{ConfigError, ConfigErrors, Place};
 pub use gateway::GatewayConfig;

@@ -104,8 +104,7 @@ fn whatever_is_written_reads_back_as_it_was() {
     config.browser.isolation = Isolation::Process;
     config.browser.user = Some("nobody".into());
     config.browser.sandbox = false;
-    (config.browser.warm, config.browser.sessions) = (0, 1_000);
-    config.browser.idle_limit = Duration::from_millis(1_500);
+    config.browser.sessions = 1_000;
     let entries = ["shop.localhost:3000", "*.lan", "[fd00::1]:80", "10.0.0.0/8"];
     let entries = entries.map(understudy_protocol::workload::egress::Allow::parse);
     config.browser.egress_allow = entries.into_iter().map(Result::unwrap).collect();
@@ -146,8 +145,7 @@ fn the_environment_goes_before_the_file() {
     );
     assert_eq!(config.browser.egress_allow[1].to_string(), "10.0.0.0/8");
     assert!(!config.browser.sandbox);
-    // No more stand ready than there may be.
-    assert_eq!((config.browser.sessions, config.browser.warm), (1, 1));
+    assert_eq!(config.browser.sessions, 1);
     assert_eq!(
         (config.node.roles.votes, config.node.roles.works),
         (false, true)
@@ -275,16 +273,16 @@ fn a_wrong_value_is_refused_where_it_stands() {
             "a.toml:7: browser.sessions: 0 is not from 1 to 1000",
         ),
         (
-            "[browser]\nsessions = 4\nwarm = 5",
-            "a.toml:8: browser.warm: 5 is more than `sessions`, which is 4",
+            "[browser]\nsessions = 1001",
+            "a.toml:7: browser.sessions: 1001 is not from 1 to 1000",
         ),
         (
-            "[browser]\nidle_limit = \"2min\"\nidle = \"1s\"",
-            "a.toml:8: browser.idle: there is no such key",
+            "[browser]\nsessions = 4\nwarm = 2",
+            "a.toml:8: browser.warm: there is no such key",
         ),
         (
-            "[browser]\nidle_limit = \"25h\"",
-            "a.toml:7: browser.idle_limit: 90000s is not from 1s to 86400s",
+            "[browser]\nidle_limit = \"2min\"",
+            "a.toml:7: browser.idle_limit: there is no such key",
         ),
         (
             "[browser]\negress_allow = \"a\"",

@@ -11,7 +11,12 @@ async function work(endpoint, pages) {
     same(browser.contexts().length, 1);
     return browser.contexts()[0];
   });
+  const there = context.pages();
   const page = await step('newPage', () => context.newPage());
+  await step('a new session is one blank page, or none', async () => {
+    same(there.filter(page => page.url() !== 'about:blank').length, 0);
+    for (const page of there) await page.close();
+  });
   await step('goto', async () => {
     const response = await page.goto(`${pages}/`);
     same([response.status(), await page.title()], [200, 'index']);
@@ -119,7 +124,7 @@ async function work(endpoint, pages) {
 async function rejoin(endpoint, pages) {
   const browser = await connect(endpoint);
   await step('the same page', async () => {
-    const open = browser.contexts()[0].pages();
+    const open = browser.contexts()[0].pages().filter(page => page.url() !== 'about:blank');
     same(open.map(page => page.url()), [`${pages}/#kept`]);
     const page = open[0];
     same(await page.inputValue('#text'), 'left here');

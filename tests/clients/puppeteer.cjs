@@ -12,7 +12,12 @@ const connect = endpoint =>
 async function work(endpoint, pages) {
   const browser = await connect(endpoint);
   const context = browser.defaultBrowserContext();
+  const there = await browser.pages();
   const page = await step('newPage', () => browser.newPage());
+  await step('a new session is one blank page, or none', async () => {
+    same(there.filter(page => page.url() !== 'about:blank').length, 0);
+    for (const page of there) await page.close();
+  });
   await step('goto', async () => {
     const response = await page.goto(`${pages}/`);
     same([response.status(), await page.title()], [200, 'index']);
@@ -98,7 +103,7 @@ async function work(endpoint, pages) {
 async function rejoin(endpoint, pages) {
   const browser = await connect(endpoint);
   await step('the same page', async () => {
-    const open = await browser.pages();
+    const open = (await browser.pages()).filter(page => page.url() !== 'about:blank');
     same(open.map(page => page.url()), [`${pages}/#kept`]);
     const page = open[0];
     same(await page.$eval('#text', input => input.value), 'left here');

@@ -7,10 +7,14 @@
 
 pub mod callers;
 pub mod cdp;
+#[path = "../clients/node.rs"]
+pub mod clients;
 pub mod cluster;
 pub mod disk;
 pub mod guests;
 pub mod http;
+#[path = "../clients/pages.rs"]
+pub mod pages;
 pub mod ports;
 pub mod process;
 pub mod relay;

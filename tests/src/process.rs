@@ -36,6 +36,28 @@ pub fn marked(mark: &str) -> Vec<(u32, String)> {
     .collect()
 }
 
+/// Every process whose command line or environment names this text, or whose working folder does: its id
+/// and its command line. Zombies have none of these.
+pub fn naming(text: &str) -> Vec<(u32, String)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let names = |bytes: &[u8]| {
+        bytes
+            .windows(text.len())
+            .any(|part| part == text.as_bytes())
+    };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        let cwd = cwd.as_os_str().as_encoded_bytes();
+        names(&read("cmdline")) || names(&read("environ")) || names(cwd)
+    })
+    .map(|pid| (pid, command_line(pid)))
+    .collect()
+}
+
 fn command_line(pid: u32) -> String {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words: Vec<String> = bytes

@@ -112,6 +112,7 @@ pub async fn serve(
         held: Vec::new(),
         watch: None,
         made: Vec::new(),
+        dialogs: HashSet::new(),
     };
     match client.run(&mut from).await {
         Ok(never) => match never {},
@@ -139,6 +140,8 @@ struct Client {
     watch: Option<Watch>,
     /// Contexts that this client made.
     made: Vec<Box<str>>,
+    /// Targets whose dialog waits for it.
+    dialogs: HashSet<Box<str>>,
 }
 
 /// What was sent to the browser.
@@ -421,7 +424,12 @@ impl Client {
         match (&*event.method, place) {
             ("Target.attachedToTarget", Some(_)) => self.attached_to(&session, &event).await,
             ("Target.detachedFromTarget", Some(_)) => self.detached_from(&session, &event).await,
-            (_, Some(Place::Page)) => self.say(event.raw).await,
+            (method, Some(Place::Page)) => {
+                if method.starts_with(DIALOG) {
+                    self.dialog(&session, method);
+                }
+                self.say(event.raw).await
+            }
             (method, Some(Place::Root)) if method.starts_with("Target.") => {
                 if is_root {
                     self.discovered(&event).await?;
@@ -434,6 +442,21 @@ impl Client {
             }
             // Nothing else was asked for on a root, or it is of a session that is none of the client's.
             _ => Ok(()),
+        }
+    }
+
+    /// A page that shows a dialog stands still until a client has closed it.
+    fn dialog(&mut self, session: &str, method: &str) {
+        let Some(attached) = self.attached.get(session) else {
+            return;
+        };
+        let target = &attached.target;
+        if method == "Page.javascriptDialogClosed" {
+            if self.dialogs.remove(target) {
+                self.jail.dialog_over(target);
+            }
+        } else if self.dialogs.len() < TARGETS_MAX && self.dialogs.insert(target.clone()) {
+            self.jail.dialog_opened(target);
         }
     }
 
@@ -531,8 +554,15 @@ impl Drop for Client {
         for context in &self.made {
             self.jail.remove(context);
         }
+        // And answers what nobody else sees.
+        for target in &self.dialogs {
+            self.jail.dialog_over(target);
+        }
     }
 }
+
+/// How the events of dialogs begin.
+const DIALOG: &str = "Page.javascriptDialog";
 
 /// How long a client may leave what it is sent untaken: a long pause of its garbage collector, or a
 /// network that lost a few packets. Meanwhile the root keeps up to

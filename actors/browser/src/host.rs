@@ -1,6 +1,6 @@
-//! The browsers of a node: one process a tenant, shared by its sessions.
+//! The browsers of a node: one process a tenant, shared by its sessions, or one a session.
 //!
-//! Owns: which tenant has which process, and how long one is kept after its last session. Never shows one
+//! Owns: who has which process, and how long one is kept after its last session. Never shows one
 //! tenant's process to another: a process is the wall between tenants, a context the one between sessions.
 
 use std::collections::HashMap;
@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+
+use understudy_protocol::id::ChildId;
 
 use crate::door::Door;
 use crate::process::{Browser, BrowserError, BrowserSetup, SharedLauncher};
@@ -29,13 +31,23 @@ pub struct Browsers {
     _sweeper: Arc<JoinSet<()>>,
 }
 
+/// Which sessions share a process. Those of two tenants never do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Those of one tenant.
+    Tenant,
+    /// None: each has its own.
+    Nobody,
+}
+
 struct Inner {
     setup: BrowserSetup,
+    sharing: Sharing,
     launcher: SharedLauncher,
     of: Mutex<HashMap<String, Arc<Slot>>>,
 }
 
-/// One tenant's process. The lock is held while it starts, so that it starts once.
+/// One process. The lock is held while it starts, so that it starts once.
 #[derive(Default)]
 struct Slot {
     kept: tokio::sync::Mutex<Option<Kept>>,
@@ -49,9 +61,10 @@ struct Kept {
 
 impl Browsers {
     /// None runs yet. Needs a runtime, for the task that ends those that nobody uses.
-    pub fn new(setup: BrowserSetup, launcher: SharedLauncher) -> Browsers {
+    pub fn new(setup: BrowserSetup, sharing: Sharing, launcher: SharedLauncher) -> Browsers {
         let inner = Arc::new(Inner {
             setup,
+            sharing,
             launcher,
             of: Mutex::default(),
         });
@@ -68,17 +81,16 @@ impl Browsers {
         &self.inner.setup
     }
 
-    /// The tenant's browser, started if none runs.
+    /// The session's browser, started if none runs.
     ///
     /// # Errors
     /// See [`BrowserError`]: none runs.
-    pub async fn of(&self, tenant: &str) -> Result<Arc<Hosted>, BrowserError> {
-        let slot = self
-            .inner
-            .slots()
-            .entry(tenant.to_owned())
-            .or_default()
-            .clone();
+    pub async fn of(&self, session: &ChildId) -> Result<Arc<Hosted>, BrowserError> {
+        let whose = match self.inner.sharing {
+            Sharing::Tenant => session.tenant().to_owned(),
+            Sharing::Nobody => session.to_string(),
+        };
+        let slot = self.inner.slots().entry(whose.clone()).or_default().clone();
         let mut kept = slot.kept.lock().await;
         if let Some(running) = kept
             .as_mut()
@@ -95,7 +107,7 @@ impl Browsers {
             sandbox: self.inner.setup.sandbox,
         })?;
         tracing::info!(
-            tenant,
+            whose,
             pid = browser.pid(),
             product = browser.about().product,
             "a browser runs"
@@ -111,12 +123,12 @@ impl Browsers {
         Ok(hosted)
     }
 
-    /// Process ids of those that run, by tenant: for people.
+    /// Process ids of those that run, by tenant, or by session where each has its own: for people.
     pub fn running(&self) -> Vec<(String, u32)> {
         let slots = self.inner.slots().clone();
-        let running = slots.into_iter().filter_map(|(tenant, slot)| {
+        let running = slots.into_iter().filter_map(|(whose, slot)| {
             let kept = slot.kept.try_lock().ok()?;
-            Some((tenant, kept.as_ref()?.hosted.browser.pid()))
+            Some((whose, kept.as_ref()?.hosted.browser.pid()))
         });
         running.collect()
     }
@@ -128,8 +140,12 @@ impl Inner {
         self.of.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends what has been idle for [`KEEP`], or is dead.
+    /// Ends what has been idle for [`KEEP`], or is dead. One session's own is of use to nobody else.
     fn sweep(&self) {
+        let keep = match self.sharing {
+            Sharing::Tenant => KEEP,
+            Sharing::Nobody => Duration::ZERO,
+        };
         let mut ended = Vec::new();
         self.slots().retain(|_, slot| {
             // Somebody is about to use it.
@@ -149,7 +165,7 @@ impl Inner {
                 }
                 Some(kept) => {
                     let since = *kept.idle_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() < KEEP {
+                    if since.elapsed() < keep {
                         return true;
                     }
                 }

@@ -4,7 +4,7 @@
 //! files stay in, and the proxy that its traffic leaves by. Never touches the browser: the filter asks
 //! it, and the virtual root tells it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +18,8 @@ pub struct Jail {
     proxy: Option<String>,
     door: Option<Arc<Door>>,
     made: Mutex<BTreeSet<String>>,
+    /// By target: how many clients see a dialog of it that nobody has closed.
+    dialogs: Mutex<BTreeMap<String, usize>>,
 }
 
 impl Jail {
@@ -30,6 +32,7 @@ impl Jail {
             proxy: None,
             door: None,
             made: Mutex::default(),
+            dialogs: Mutex::default(),
         }
     }
 
@@ -90,6 +93,32 @@ impl Jail {
     /// A context is disposed of.
     pub(crate) fn remove(&self, context: &str) {
         self.made().remove(context);
+    }
+
+    /// Whether a page stands still because a client has not closed its dialog yet.
+    pub(crate) fn shows_dialog(&self, target: &str) -> bool {
+        self.dialogs().contains_key(target)
+    }
+
+    /// A client sees a dialog of this target.
+    pub(crate) fn dialog_opened(&self, target: &str) {
+        *self.dialogs().entry(target.to_owned()).or_default() += 1;
+    }
+
+    /// It is closed, or the client is gone.
+    pub(crate) fn dialog_over(&self, target: &str) {
+        let mut dialogs = self.dialogs();
+        if let Some(count) = dialogs.get_mut(target) {
+            *count -= 1;
+            if *count == 0 {
+                dialogs.remove(target);
+            }
+        }
+    }
+
+    fn dialogs(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+        // As for `made`.
+        self.dialogs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn made(&self) -> MutexGuard<'_, BTreeSet<String>> {

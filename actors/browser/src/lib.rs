@@ -15,6 +15,7 @@ pub mod egress;
 pub mod filter;
 pub mod host;
 pub mod jail;
+mod mend;
 pub mod process;
 pub mod recorder;
 pub mod restore;

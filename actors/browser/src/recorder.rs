@@ -55,6 +55,8 @@ pub struct Recorder {
 pub struct PageHealth {
     /// Which.
     pub page: PageKey,
+    /// What it is in the browser.
+    pub target: Arc<str>,
     /// For how long it has not answered: it loops, or a dialog waits for a client. Zero if it answers.
     pub silent: Duration,
     /// Whether its process has crashed; it lives again once it is navigated.
@@ -66,14 +68,17 @@ pub struct PageHealth {
 struct Model {
     state: SessionState,
     health: BTreeMap<PageKey, Health>,
+    /// Targets that were told to be these pages, until the task has taken it up.
+    renamed: Vec<(String, PageKey)>,
     /// Whether `state` may differ from what was handed out.
     is_dirty: bool,
     /// Whether it changed since `changed` was called.
     is_news: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Health {
+    target: Arc<str>,
     asked: Option<Time>,
     is_crashed: bool,
 }
@@ -159,6 +164,7 @@ impl Recorder {
         let health = self.model().health.clone();
         let pages = health.into_iter().map(|(page, health)| PageHealth {
             page,
+            target: health.target,
             silent: health
                 .asked
                 .map_or(Duration::ZERO, |asked| now.since(asked)),
@@ -166,6 +172,14 @@ impl Recorder {
         });
         let is_ill = |page: &PageHealth| page.is_crashed || page.silent >= silent;
         pages.filter(is_ill).collect()
+    }
+
+    /// A page that was lost is this target from now on: it was brought back alone.
+    pub fn is_now(&mut self, page: PageKey, target: String) {
+        let mut model = self.model();
+        // Of the one that was lost.
+        model.health.remove(&page);
+        model.renamed.push((target, page));
     }
 
     async fn flush(&mut self, all: bool) {

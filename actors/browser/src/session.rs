@@ -15,7 +15,8 @@
 //! | anything that went wrong | `{"ok":false,"error":{"code":…,"detail":…}}` |
 //!
 //! **What survives.** Pages change by themselves, so nothing waits for a step: what the recorder has seen
-//! becomes one at most every 250 ms, in a prod of its own. When the browser or the node dies, the next
+//! becomes one at most every 250 ms, in a prod of its own. A page that crashed or hangs is begun anew from
+//! that, alone. When the browser or the node dies, the next
 //! start brings back what the last step said, and a client's connection ends with a reason.
 //!
 //! **Its steps** are deltas of [`state`](crate::state), **its base** the whole.
@@ -44,6 +45,7 @@ use crate::client::{self, Ended};
 use crate::egress::{Denied, Egress, EgressPolicy};
 use crate::host::{Browsers, Hosted};
 use crate::jail::Jail;
+use crate::mend::Mender;
 use crate::recorder::Recorder;
 use crate::restore;
 use crate::state::{Delta, SessionState};
@@ -57,6 +59,8 @@ pub const KIND: &str = "session";
 pub struct Given {
     /// Its browsers.
     pub browsers: Browsers,
+    /// Sessions that run at once: one more does not start.
+    pub sessions: usize,
     /// What pages may reach.
     pub policy: Arc<EgressPolicy>,
     /// Whether the child may act on the outside world now: its node's lease is valid, and it serves the
@@ -82,6 +86,8 @@ pub enum Told {
 pub struct Sessions {
     given: Given,
     open: Arc<Mutex<HashMap<ChildId, Open>>>,
+    count: Arc<AtomicUsize>,
+    hang_limit: Duration,
 }
 
 /// A session that runs here, as its clients reach it.
@@ -103,6 +109,7 @@ pub struct Client {
 /// A session that runs.
 pub struct Session {
     recorder: Recorder,
+    mender: Mender,
     open: Open,
     hosted: Arc<Hosted>,
     _listed: Listed,
@@ -111,6 +118,8 @@ pub struct Session {
     _watch: JoinSet<()>,
     _context: ContextGuard,
     _egress: Egress,
+    /// Last: there is room for another once all of the above is gone.
+    _counted: Counted,
 }
 
 /// A session among those of its node, until this is dropped.
@@ -120,7 +129,7 @@ struct Listed {
     all: Arc<Mutex<HashMap<ChildId, Open>>>,
 }
 
-/// One client more, until this is dropped.
+/// One client, or one session, more, until this is dropped.
 struct Counted(Arc<AtomicUsize>);
 
 /// A context in a browser that others use too: ended with this.
@@ -189,6 +198,29 @@ impl Sessions {
         Sessions {
             given,
             open: Arc::default(),
+            count: Arc::default(),
+            hang_limit: HANG_LIMIT,
+        }
+    }
+
+    /// The same, whose pages hang after so long without an answer: for tests.
+    #[must_use]
+    pub fn with_hang_limit(self, hang_limit: Duration) -> Sessions {
+        Sessions { hang_limit, ..self }
+    }
+
+    /// Room for one session more.
+    fn counted(&self) -> Result<Counted, StartError> {
+        let limit = self.given.sessions;
+        let more = |count: usize| (count < limit).then_some(count + 1);
+        match self
+            .count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+        {
+            Ok(_) => Ok(Counted(self.count.clone())),
+            Err(count) => Err(StartError::Full(format!(
+                "{count} sessions run on this node, and `[browser] sessions` is {limit}"
+            ))),
         }
     }
 
@@ -239,7 +271,8 @@ impl Kind for Sessions {
         let state = state_of(&checkpoint)?;
         let child = context.child().clone();
         let failed = |why: String| StartError::Failed(why);
-        let hosted = self.given.browsers.of(child.tenant()).await;
+        let counted = self.counted()?;
+        let hosted = self.given.browsers.of(&child).await;
         let hosted = hosted.map_err(|error| failed(error.to_string()))?;
         let permit = {
             let (permit, child) = (self.given.permit.clone(), child.clone());
@@ -296,7 +329,10 @@ impl Kind for Sessions {
             made.map_err(|error| failed(error.to_string()))?;
         }
         let prodder = context.prodder();
-        let prod = move || prodder.prod();
+        let prod = {
+            let prodder = prodder.clone();
+            move || prodder.prod()
+        };
         let recorder = Recorder::resume(&open.cdp, open.jail.clone(), state, &restored, prod);
         let recorder = recorder.await.map_err(|error| failed(error.to_string()))?;
         let mut watching = JoinSet::new();
@@ -305,6 +341,18 @@ impl Kind for Sessions {
             cdp.closed().await;
             ender.end(Exit::Abnormal, "its browser has ended");
         });
+        watching.spawn(async move {
+            let mut look = tokio::time::interval(LOOK_EVERY);
+            loop {
+                look.tick().await;
+                prodder.prod();
+            }
+        });
+        let lost = {
+            let (told, child) = (self.given.told.clone(), child.clone());
+            Arc::new(move |text| told(&child, Told::PageLost(text)))
+        };
+        let mender = Mender::new(open.cdp.clone(), open.jail.clone(), self.hang_limit, lost);
         lock(&self.open).insert(child.clone(), open.clone());
         let listed = Listed {
             child,
@@ -313,6 +361,7 @@ impl Kind for Sessions {
         };
         Ok(Session {
             recorder,
+            mender,
             open,
             hosted,
             _listed: listed,
@@ -320,6 +369,7 @@ impl Kind for Sessions {
             _watch: watching,
             _context: context_guard,
             _egress: egress,
+            _counted: counted,
         })
     }
 
@@ -331,7 +381,11 @@ impl Kind for Sessions {
 impl Child for Session {
     async fn handle(&mut self, request: Request) -> Result<Handled, ChildError> {
         if request.is_prod() {
+            if self.mender.is_busy(&mut self.recorder) {
+                return Ok(Handled::read(Bytes::new()));
+            }
             let delta = self.recorder.delta().await;
+            self.mender.look(&self.recorder);
             return Ok(match delta {
                 Some(delta) => Handled::step(Bytes::new(), delta.encode()),
                 None => Handled::read(Bytes::new()),
@@ -619,6 +673,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// How long pages may take to be back before the session is given to its clients without those that
 /// still load. They go on loading.
 const RESTORE_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long a page may not answer before it is begun anew: longer than a script of a page that people use
+/// keeps them waiting.
+pub const HANG_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often it is looked for pages that crashed or hang.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a page may take for one request: below the time that a call of a child may take.
 const PAGE_LIMIT: Duration = Duration::from_secs(8);

@@ -13,14 +13,14 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use understudy_browser::egress::EgressPolicy;
-use understudy_browser::host::Browsers;
+use understudy_browser::host::{Browsers, Sharing};
 use understudy_browser::process::Direct;
 use understudy_browser::session::{Given, NotHere, Session, Sessions, Told};
 use understudy_browser::tunnel::End;
 use understudy_protocol::id::{ChildId, IncarnationId};
 use understudy_protocol::wire::envelope::CallKey;
 use understudy_protocol::workload::egress::Allow;
-use understudy_supervision::{Checkpoint, Child as _, Context, Kind as _, Request};
+use understudy_supervision::{Checkpoint, Child as _, Context, Kind as _, Request, StartError};
 
 use common::{Place, eventually};
 
@@ -35,8 +35,12 @@ struct Node {
 
 impl Node {
     fn new(allow: &[&str]) -> Node {
+        Node::with(allow, Sharing::Tenant, 64)
+    }
+
+    fn with(allow: &[&str], sharing: Sharing, sessions: usize) -> Node {
         let place = Place::new();
-        let browsers = Browsers::new(place.setup(), Arc::new(Direct));
+        let browsers = Browsers::new(place.setup(), sharing, Arc::new(Direct));
         let told = Arc::<Mutex<Vec<Told>>>::default();
         let may_act = Arc::new(std::sync::atomic::AtomicBool::new(true));
         let allow = allow
@@ -46,13 +50,14 @@ impl Node {
         let (telling, acting) = (told.clone(), may_act.clone());
         let given = Given {
             browsers: browsers.clone(),
+            sessions,
             policy: Arc::new(EgressPolicy::new(allow)),
             permit: Arc::new(move |_| acting.load(std::sync::atomic::Ordering::SeqCst)),
             told: Arc::new(move |_, what| telling.lock().unwrap().push(what)),
         };
         Node {
             place,
-            sessions: Sessions::new(given),
+            sessions: Sessions::new(given).with_hang_limit(HANG),
             browsers,
             told,
             may_act,
@@ -166,6 +171,9 @@ impl Speaker {
         said["result"]["result"]["value"].clone()
     }
 }
+
+/// Until a page is begun anew that does not answer.
+const HANG: Duration = Duration::from_secs(2);
 
 const CHILD: &str = "@acme/session/shop";
 
@@ -315,4 +323,160 @@ async fn a_tenants_sessions_share_a_process_and_two_tenants_do_not() {
     assert_eq!(node.browsers.running().len(), 2);
     assert_eq!(node.place.profiles(), 2);
     drop(sessions);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_shares_with_nobody_has_a_process_of_its_own() {
+    let node = Node::with(&[], Sharing::Nobody, 64);
+    let a = node.start("@acme/session/a", Checkpoint::default()).await;
+    let b = node.start("@acme/session/b", Checkpoint::default()).await;
+    assert_eq!(node.browsers.running().len(), 2);
+    assert_eq!(node.place.profiles(), 2);
+    // It ends with its session, and the other does not.
+    drop(a);
+    eventually("the first one's process is gone", || {
+        node.browsers.running().len() == 1
+    })
+    .await;
+    assert_eq!(node.browsers.running()[0].0, "@acme/session/b");
+    drop(b);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_session_more_than_a_node_may_run_is_refused_until_one_ends() {
+    let node = Node::with(&[], Sharing::Tenant, 1);
+    let first = node.start(CHILD, Checkpoint::default()).await;
+    let other = ChildId::parse("@acme/session/other").unwrap();
+    let start = || {
+        let context = Context::new(other.clone(), |_, _| {});
+        node.sessions.start(context, Checkpoint::default())
+    };
+    match start().await.err() {
+        Some(StartError::Full(why)) => assert!(why.contains("`[browser] sessions` is 1"), "{why}"),
+        error => panic!("{error:?}"),
+    }
+    drop(first);
+    start().await.unwrap();
+}
+
+/// A session with two pages: one at the site, with something in its form, and one beside it. The client,
+/// the page's session, and the steps so far.
+async fn filled(node: &Node, session: &mut Session, url: &str) -> (Speaker, String) {
+    ask(session, json!({ "op": "open", "url": url })).await;
+    let mut client = Speaker::attach(node, session, CHILD).await;
+    let page = client.page().await;
+    let fill = "new Promise(done => { const look = () => document.getElementById('name') ? done() : \
+        setTimeout(look, 20); look(); }).then(() => { localStorage.setItem('basket', 'crown'); \
+        document.getElementById('name').value = 'Feste'; \
+        document.getElementById('name').dispatchEvent(new Event('input', {bubbles: true})); })";
+    client.evaluate(&page, fill).await;
+    let beside = json!({ "url": "data:text/html,<title>beside</title>" });
+    client.call(None, "Target.createTarget", beside).await;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        step(session).await;
+    }
+    (client, page)
+}
+
+/// Prods the session, as its own timer does, until a page was begun anew and is seen.
+async fn mended(node: &Node, session: &mut Session) -> String {
+    let told = || {
+        let told = node.told.lock().unwrap();
+        told.iter().find_map(|told| match told {
+            Told::PageLost(text) => Some(text.clone()),
+            _ => None,
+        })
+    };
+    for _ in 0..400 {
+        step(session).await;
+        if let Some(text) = told() {
+            for _ in 0..20 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                step(session).await;
+            }
+            return text;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("no page was begun anew");
+}
+
+/// The page is as it was filled, the one beside it is the same target, and the order did not change.
+async fn is_whole(node: &Node, session: &mut Session, url: &str) {
+    let (about, _) = ask(session, json!({ "op": "about" })).await;
+    let pages = about["about"]["pages"].as_array().unwrap();
+    let titles: Vec<&str> = pages
+        .iter()
+        .map(|page| page["title"].as_str().unwrap())
+        .collect();
+    assert_eq!(titles, ["basket crown", "beside"], "{about}");
+    let mut client = Speaker::attach(node, session, CHILD).await;
+    let targets = client.call(None, "Target.getTargets", json!({})).await;
+    let targets = targets["result"]["targetInfos"].as_array().unwrap().clone();
+    let targets = targets.iter().filter(|target| target["type"] == "page");
+    assert_eq!(targets.clone().count(), 2);
+    let found = targets
+        .clone()
+        .find(|target| target["url"] == json!(url))
+        .unwrap();
+    let attach = json!({ "targetId": found["targetId"], "flatten": true });
+    let attached = client.call(None, "Target.attachToTarget", attach).await;
+    let page = attached["result"]["sessionId"].as_str().unwrap();
+    let name = client
+        .evaluate(page, "document.getElementById('name').value")
+        .await;
+    assert_eq!(name, json!("Feste"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_crashed_is_begun_anew_alone() {
+    let (port, _site) = site().await;
+    let url = format!("http://127.0.0.1:{port}/");
+    let node = Node::new(&[&format!("127.0.0.1:{port}")]);
+    let mut session = node.start(CHILD, Checkpoint::default()).await;
+    let (client, page) = filled(&node, &mut session, &url).await;
+    let crash = json!({ "id": 999, "method": "Page.crash", "sessionId": page });
+    client.say.send(crash.to_string().into()).await.unwrap();
+    let told = mended(&node, &mut session).await;
+    assert_eq!(
+        told,
+        format!("{url}: its process crashed; it was begun anew")
+    );
+    is_whole(&node, &mut session, &url).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_loops_for_ever_is_begun_anew_and_one_that_shows_a_dialog_is_not() {
+    let (port, _site) = site().await;
+    let url = format!("http://127.0.0.1:{port}/");
+    let node = Node::new(&[&format!("127.0.0.1:{port}")]);
+    let mut session = node.start(CHILD, Checkpoint::default()).await;
+    let (mut client, page) = filled(&node, &mut session, &url).await;
+    client.call(Some(&page), "Page.enable", json!({})).await;
+    let shown = client
+        .evaluate(&page, "setTimeout(() => alert('well?')), 1")
+        .await;
+    assert_eq!(shown, json!(1));
+    let began = std::time::Instant::now();
+    while began.elapsed() < 3 * HANG {
+        step(&mut session).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(node.told.lock().unwrap().is_empty(), "{:?}", node.told);
+    let accept = json!({ "accept": true });
+    client
+        .call(Some(&page), "Page.handleJavaScriptDialog", accept)
+        .await;
+    assert_eq!(client.evaluate(&page, "1 + 1").await, json!(2));
+
+    let hang = json!({ "id": 999, "method": "Runtime.evaluate", "sessionId": page,
+        "params": { "expression": "for (;;) {}" } });
+    client.say.send(hang.to_string().into()).await.unwrap();
+    let told = mended(&node, &mut session).await;
+    assert!(
+        told.contains("it has not answered for 2 s; it was begun anew"),
+        "{told}"
+    );
+    is_whole(&node, &mut session, &url).await;
 }

@@ -338,6 +338,9 @@ pub enum StartError {
     /// Something that the child needs is not to be had.
     #[error("the child cannot start: {0}")]
     Failed(String),
+    /// The node runs as many of this kind as its configuration allows.
+    #[error("there is no room here: {0}")]
+    Full(String),
     /// A part of the checkpoint is not to be had now. The node says this, before the kind is asked.
     #[error("the checkpoint is not to be had: {0}")]
     Unfetched(#[from] FetchError),

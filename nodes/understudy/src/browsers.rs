@@ -24,11 +24,11 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use understudy_browser::egress::EgressPolicy;
-use understudy_browser::host;
+use understudy_browser::host::{self, Sharing};
 use understudy_browser::process::{BrowserSetup, HEADLESS_SHELL};
 use understudy_browser::session::{self, Given, Sessions, Told};
 use understudy_browser::tunnel::{self, End, Frame, Hello};
-use understudy_config::BrowserConfig;
+use understudy_config::{BrowserConfig, Isolation};
 use understudy_control::handle::{Handle, View};
 use understudy_protocol::id::{ChildId, NodeId};
 use understudy_supervision::clock;
@@ -103,12 +103,17 @@ impl Browsers {
             user,
             sandbox: config.sandbox,
         };
+        let sharing = match config.isolation {
+            Isolation::Context => Sharing::Tenant,
+            Isolation::Process => Sharing::Nobody,
+        };
         let handle = Arc::<OnceLock<Handle>>::default();
         let teller = Teller::new(handle.clone());
         let policy = Arc::new(EgressPolicy::new(config.egress_allow.clone()));
         let launcher = Arc::new(FromWarden::new(warden, expected));
         let given = Given {
-            browsers: host::Browsers::new(setup, launcher),
+            browsers: host::Browsers::new(setup, sharing, launcher),
+            sessions: usize::try_from(config.sessions).unwrap_or(usize::MAX),
             policy: policy.clone(),
             permit: {
                 let handle = handle.clone();

@@ -1,3 +1,5 @@
+//! What the filter says of every kind of message, from values alone.
+
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;

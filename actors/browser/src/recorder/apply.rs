@@ -127,6 +127,17 @@ impl Model {
         self.touch_if(is_changed);
     }
 
+    /// The page `was` is another one, which came back.
+    pub(super) fn rename(&mut self, was: PageKey, key: PageKey) {
+        self.health.remove(&was);
+        if was != key
+            && let Some(page) = self.state.pages.remove(&was)
+        {
+            self.state.pages.insert(key, page);
+            self.touch();
+        }
+    }
+
     pub(super) fn navigated(&mut self, key: PageKey, navigation: Navigation) {
         let Some(page) = self.state.pages.get_mut(&key) else {
             return;

@@ -16,6 +16,7 @@ use crate::state::PageKey;
 #[derive(Default)]
 pub(super) struct Page {
     pub(super) key: PageKey,
+    pub(super) target: Arc<str>,
     pub(super) session: Option<Arc<str>>,
     /// Where `watch.js` runs, in the document that is there now.
     pub(super) world: Option<i64>,

@@ -214,6 +214,7 @@ impl Watch {
         lock(&self.model).open(key, &info.url, &info.title);
         let page = Page {
             key,
+            target: info.target_id.as_str().into(),
             ..Page::default()
         };
         self.pages.insert(info.target_id.clone(), page);
@@ -509,6 +510,12 @@ impl Watch {
 
     fn settle(&mut self, now: Time) {
         let mut model = lock(&self.model);
+        for (target, key) in std::mem::take(&mut model.renamed) {
+            if let Some(page) = self.pages.get_mut(&target) {
+                model.rename(std::mem::replace(&mut page.key, key), key);
+                self.closed.retain(|(_, closed)| *closed != key);
+            }
+        }
         self.closed.retain(|(due, key)| {
             if now >= *due {
                 model.close(*key);
@@ -517,6 +524,7 @@ impl Watch {
         });
         for page in self.pages.values() {
             let health = Health {
+                target: page.target.clone(),
                 asked: page.waiting,
                 is_crashed: page.is_crashed,
             };

@@ -2,14 +2,13 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test file uses its own part
 
+#[path = "../../../../tests/clients/pages.rs"]
+mod the_pages;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::http::header::{CONTENT_TYPE, SET_COOKIE};
-use axum::response::IntoResponse;
-use axum::routing::get;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -191,59 +190,9 @@ impl Line {
     }
 }
 
-/// A web server with a few pages; its address, without a slash at the end.
+/// The pages that the clients' scripts visit; their address, without a slash at the end.
 pub async fn pages() -> (String, JoinSet<()>) {
-    let page = |body: &'static str| {
-        let html = [(CONTENT_TYPE, "text/html")];
-        get(move || async move { (html, body).into_response() })
-    };
-    let set_cookie = || async { ([(SET_COOKIE, "visited=yes; Max-Age=3600")], "visited") };
-    let pages = Router::new()
-        .route("/", page(INDEX))
-        .route("/popup", page("<title>popup</title><p id=p>popup"))
-        .route(
-            "/frame",
-            page("<title>frame</title><iframe src=/popup></iframe>"),
-        )
-        .route("/api", get(|| async { "from the server" }))
-        .route("/cookie", get(set_cookie))
-        .route("/file", get(download));
-    let pages = pages.route("/workers", page(WORKERS)).route(
-        "/worker.js",
-        get(|| async { ([(CONTENT_TYPE, "text/javascript")], "") }),
-    );
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let mut served = JoinSet::new();
-    served.spawn(async move { axum::serve(listener, pages).await.unwrap() });
-    (address, served)
+    the_pages::open().await.unwrap()
 }
-
-async fn download() -> impl IntoResponse {
-    let headers = [
-        (CONTENT_TYPE, "application/octet-stream"),
-        (
-            axum::http::header::CONTENT_DISPOSITION,
-            "attachment; filename=data.bin",
-        ),
-    ];
-    (headers, "downloaded")
-}
-
-const INDEX: &str = "<!doctype html><title>index</title><h1>index</h1>
-<button id=count onclick='this.textContent = Number(this.textContent) + 1'>0</button>
-<a id=popup href=/popup target=_blank>popup</a>
-<input id=text><input id=file type=file>
-<a id=file-link href=/file>file</a>
-<div style='height: 3000px'></div>";
-
-/// A page with workers of every kind; its title is `ready` once they run.
-const WORKERS: &str = "<script>
-new Worker('/worker.js');
-new SharedWorker('/worker.js');
-navigator.serviceWorker.register('/worker.js')
-    .then(() => navigator.serviceWorker.ready)
-    .then(() => document.title = 'ready');
-</script>";
 
 const LIMIT: Duration = Duration::from_secs(15);

@@ -529,7 +529,7 @@ when the session's node dies.")]
     /// A picture of a page, as PNG
     #[command(after_help = "Examples:
   understudy session screenshot shop -o shop.png
-  understudy session screenshot shop --page 1 --full > page.png")]
+  understudy session screenshot shop --page 1 --full -o page.png")]
     Screenshot {
         /// Which session
         id: String,
