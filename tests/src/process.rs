@@ -98,14 +98,3 @@ pub fn cpu_ticks(pid: u32) -> Option<u64> {
 pub fn is_executable(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
-
-/// Processes whose command line names this: id and command line.
-pub fn naming(part: &str) -> Vec<(u32, String)> {
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    pids.map(|pid| (pid, command_line(pid)))
-        .filter(|(_, line)| line.contains(part))
-        .collect()
-}
