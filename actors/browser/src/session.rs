@@ -54,6 +54,12 @@ use crate::tunnel::{End, RELEASED};
 /// The kind's name in the ids of its children.
 pub const KIND: &str = "session";
 
+/// Whether a child may act on the outside world now.
+pub type MayAct = Arc<dyn Fn(&ChildId) -> bool + Send + Sync>;
+
+/// Hears of a session. It must not block.
+pub type Hears = Arc<dyn Fn(&ChildId, Told) + Send + Sync>;
+
 /// What a node gives to its sessions.
 #[derive(Clone)]
 pub struct Given {
@@ -65,9 +71,9 @@ pub struct Given {
     pub policy: Arc<EgressPolicy>,
     /// Whether the child may act on the outside world now: its node's lease is valid, and it serves the
     /// child's unit (rule E3).
-    pub permit: Arc<dyn Fn(&ChildId) -> bool + Send + Sync>,
+    pub permit: MayAct,
     /// Hears of what was denied, of crashes and of what could not be brought back.
-    pub told: Arc<dyn Fn(&ChildId, Told) + Send + Sync>,
+    pub told: Hears,
 }
 
 /// What people should hear of a session.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use understudy_protocol::cluster::lease::warden::HelperId;
 /// See the module.
 pub(crate) struct Scratch {
     of: BTreeMap<HelperId, PathBuf>,
-    remover: Option<Sender<PathBuf>>,
+    remover: Option<SyncSender<PathBuf>>,
     ended: Receiver<()>,
 }
 
 impl Scratch {
     pub(crate) fn new() -> io::Result<Scratch> {
-        let (remover, orders) = channel();
-        let (end, ended) = channel();
+        let (remover, orders) = sync_channel(FOLDERS_MAX);
+        let (end, ended) = sync_channel(1);
         thread::Builder::new().spawn(move || {
             remove(&orders);
             let _ = end.send(());
@@ -43,8 +43,8 @@ impl Scratch {
     /// It has ended, or never began: its folder goes.
     pub(crate) fn drop_of(&mut self, helper: HelperId) {
         if let (Some(folder), Some(remover)) = (self.of.remove(&helper), &self.remover) {
-            // The thread ends after this.
-            let _ = remover.send(folder);
+            // Never waits for a disk: what there is no room for, the node's next start removes.
+            let _ = remover.try_send(folder);
         }
     }
 
@@ -88,6 +88,9 @@ fn remove(orders: &Receiver<PathBuf>) {
         }
     }
 }
+
+/// Folders that wait to be removed: more than a node has helpers.
+const FOLDERS_MAX: usize = 4_096;
 
 /// Between two tries: a killed process is gone after some milliseconds.
 const AGAIN: Duration = Duration::from_millis(20);
