@@ -80,12 +80,21 @@ impl Scripts {
     ///
     /// # Errors
     /// It failed, and says at which step, or took longer than [`SCRIPT_LIMIT`].
-    pub async fn run(&self, script: &str, phase: &str, at: &str, pages: &str) -> io::Result<String> {
+    pub async fn run(
+        &self,
+        script: &str,
+        phase: &str,
+        at: &str,
+        pages: &str,
+    ) -> io::Result<String> {
         let output = self.command(script, phase, at, pages).output();
         let output = timeout(SCRIPT_LIMIT, output).await??;
         match output.status.success() {
             true => Ok(text(&output)),
-            false => Err(io::Error::other(format!("{script} {phase}:\n{}", text(&output)))),
+            false => Err(io::Error::other(format!(
+                "{script} {phase}:\n{}",
+                text(&output)
+            ))),
         }
     }
 }

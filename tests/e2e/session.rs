@@ -59,10 +59,17 @@ async fn kill_browser(cluster: &Cluster, asked: usize, session: &str) -> Result<
 
 /// Logs in, fills the basket and half of the form, and scrolls.
 async fn go_shopping(client: &mut CdpClient, shop: &Shop) -> Result<()> {
-    let (target, _) = client.pages().await?.into_iter().next().context("no page")?;
+    let (target, _) = client
+        .pages()
+        .await?
+        .into_iter()
+        .next()
+        .context("no page")?;
     let page = client.attach(&target).await?;
     client.goto(&page, &shop.url("/")).await?;
-    client.evaluate(&page, "document.getElementById('login').click()").await?;
+    client
+        .evaluate(&page, "document.getElementById('login').click()")
+        .await?;
     client.settled(&page, &shop.url("/")).await?;
     wait_for(client, &page, "!!document.getElementById('greeting')").await?;
     let take = "document.querySelectorAll('#wares button').forEach(button => button.click())";
@@ -80,7 +87,11 @@ async fn go_shopping(client: &mut CdpClient, shop: &Shop) -> Result<()> {
 
 async fn wait_for(client: &mut CdpClient, page: &str, is_so: &str) -> Result<()> {
     for _ in 0..200 {
-        if client.evaluate(page, is_so).await.is_ok_and(|said| said == json!(true)) {
+        if client
+            .evaluate(page, is_so)
+            .await
+            .is_ok_and(|said| said == json!(true))
+        {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -90,7 +101,12 @@ async fn wait_for(client: &mut CdpClient, page: &str, is_so: &str) -> Result<()>
 
 /// What a visitor would see of it.
 async fn look(client: &mut CdpClient) -> Result<Value> {
-    let (target, url) = client.pages().await?.into_iter().next().context("no page")?;
+    let (target, url) = client
+        .pages()
+        .await?
+        .into_iter()
+        .next()
+        .context("no page")?;
     let page = client.attach(&target).await?;
     let see = "JSON.stringify({greeting: document.getElementById('greeting').textContent, \
         street: document.getElementById('street').value, message: document.getElementById('message').value, \
@@ -137,7 +153,10 @@ async fn comes_back(
             return Ok(began.elapsed());
         }
         if began.elapsed() > bound {
-            bail!("not back after {bound:?}: {seen:?}, expected {expected}\n{}", cluster.log(nth));
+            bail!(
+                "not back after {bound:?}: {seen:?}, expected {expected}\n{}",
+                cluster.log(nth)
+            );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -178,8 +197,12 @@ async fn a_session_outlives_its_browser_and_its_node_at_the_same_path() -> Resul
 
     cluster.spawn(victim)?;
     cluster.wait_whole(Duration::from_secs(60)).await?;
-    client.delete(&cluster.url(others[0]), "/v1/sessions/shop").await?;
-    let gone = client.get(&cluster.url(others[0]), "/v1/sessions/shop").await;
+    client
+        .delete(&cluster.url(others[0]), "/v1/sessions/shop")
+        .await?;
+    let gone = client
+        .get(&cluster.url(others[0]), "/v1/sessions/shop")
+        .await;
     ensure!(gone.is_err(), "{gone:?}");
     let left = cluster.shut_down(Duration::from_secs(30)).await?;
     ensure!(left.is_empty(), "{left:?}");
@@ -187,7 +210,8 @@ async fn a_session_outlives_its_browser_and_its_node_at_the_same_path() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unmodified_playwright_and_puppeteer_use_a_session_before_and_after_its_node_died() -> Result<()> {
+async fn unmodified_playwright_and_puppeteer_use_a_session_before_and_after_its_node_died()
+-> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/clients");
     let scripts = match Scripts::install(&folder).await {
         Ok(scripts) => scripts,
@@ -200,7 +224,10 @@ async fn unmodified_playwright_and_puppeteer_use_a_session_before_and_after_its_
     let (pages, _served) = pages::open().await?;
     let host = pages.trim_start_matches("http://").to_owned();
     let mut cluster = cluster(&host).await?;
-    for (script, session) in [("playwright.cjs", "playwright"), ("puppeteer.cjs", "puppeteer")] {
+    for (script, session) in [
+        ("playwright.cjs", "playwright"),
+        ("puppeteer.cjs", "puppeteer"),
+    ] {
         let visitor = Visitor {
             scripts: &scripts,
             script,
@@ -232,7 +259,9 @@ struct Waiting {
 impl Visitor<'_> {
     async fn lives_through(&self, cluster: &mut Cluster) -> Result<()> {
         let (client, id) = (cluster.client().clone(), self.session);
-        client.post(&cluster.url(0), "/v1/sessions", &json!({ "id": id })).await?;
+        client
+            .post(&cluster.url(0), "/v1/sessions", &json!({ "id": id }))
+            .await?;
         self.run("work", &self.socket(cluster, 0)).await?;
         // Any node serves it, and says where to those who ask first.
         for at in self.asked(cluster, 1) {
@@ -243,18 +272,35 @@ impl Visitor<'_> {
 
         let waiting = self.wait_for_its_end(&self.socket(cluster, 1)).await?;
         kill_browser(cluster, 0, id).await?;
+        let killed = Instant::now();
         waiting.saw_it().await?;
+        println!(
+            "{}: kill -9 of its browser: seen after {:?}",
+            self.script,
+            killed.elapsed()
+        );
         self.run("rejoin", &self.socket(cluster, 1)).await?;
         tokio::time::sleep(SETTLED).await;
 
         let victim = runs_on(cluster, 0, id).await?;
         let others: Vec<usize> = (0..cluster.size()).filter(|nth| *nth != victim).collect();
-        let waiting = self.wait_for_its_end(&self.socket(cluster, others[0])).await?;
-        cluster.kill(victim)?;
+        let waiting = self
+            .wait_for_its_end(&self.socket(cluster, others[0]))
+            .await?;
+        let killed = cluster.kill(victim)?;
         waiting.saw_it().await?;
-        let back = Instant::now();
+        let seen = killed.elapsed();
+        ensure!(
+            seen < SEEN,
+            "{} heard of its node's end after {seen:?}",
+            self.script
+        );
         self.run("rejoin", &self.socket(cluster, others[0])).await?;
-        println!("{}: kill -9 of its node: found again after {:?}", self.script, back.elapsed());
+        let back = killed.elapsed();
+        println!(
+            "{}: kill -9 of its node: seen after {seen:?}, back after {back:?}",
+            self.script
+        );
         ensure!(runs_on(cluster, others[0], id).await? != victim);
         cluster.spawn(victim)?;
         cluster.wait_whole(WHOLE).await?;
@@ -296,7 +342,10 @@ impl Visitor<'_> {
     }
 
     async fn wait_for_its_end(&self, at: &str) -> Result<Waiting> {
-        let mut child = self.scripts.command(self.script, "killed", at, self.pages).spawn()?;
+        let mut child = self
+            .scripts
+            .command(self.script, "killed", at, self.pages)
+            .spawn()?;
         let mut waiting = Waiting {
             stdout: BufReader::new(child.stdout.take().context("no output")?),
             child,
@@ -309,7 +358,11 @@ impl Visitor<'_> {
                 }
                 line.clear();
             }
-            bail!("{} ended before it was ready: {}", self.script, errors(&mut waiting.child).await)
+            bail!(
+                "{} ended before it was ready: {}",
+                self.script,
+                errors(&mut waiting.child).await
+            )
         };
         tokio::time::timeout(SCRIPT_LIMIT, ready).await??;
         Ok(waiting)
@@ -338,11 +391,18 @@ async fn errors(child: &mut Child) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_found_with_its_token_alone_and_a_fresh_one_goes_with_its_client() -> Result<()> {
+async fn a_session_is_found_with_its_token_alone_and_a_fresh_one_goes_with_its_client() -> Result<()>
+{
     let shop = Shop::open().await?;
     let mut cluster = cluster(&shop.host()).await?;
-    let (client, url, token) = (cluster.client().clone(), cluster.url(0), cluster.token().to_owned());
-    client.post(&url, "/v1/sessions", &json!({ "id": "shop" })).await?;
+    let (client, url, token) = (
+        cluster.client().clone(),
+        cluster.url(0),
+        cluster.token().to_owned(),
+    );
+    client
+        .post(&url, "/v1/sessions", &json!({ "id": "shop" }))
+        .await?;
     let stranger = http::Client::new("us_wrong")?;
     for path in [
         "/json/version?session=shop".to_owned(),
@@ -351,11 +411,25 @@ async fn a_session_is_found_with_its_token_alone_and_a_fresh_one_goes_with_its_c
         "/v1/sessions/shop/json/version/".to_owned(),
     ] {
         let sign = if path.contains('?') { '&' } else { '?' };
-        let said = client.get(&url, &format!("{path}{sign}token={token}")).await?;
-        let given = said["webSocketDebuggerUrl"].as_str().context("no address")?;
-        ensure!(given.starts_with("ws://") && given.ends_with(&format!("token={token}")), "{said}");
-        let refused = stranger.get(&url, &path).await.err().context(path.clone())?;
-        ensure!(format!("{refused:#}").contains("401"), "{path}: {refused:#}");
+        let said = client
+            .get(&url, &format!("{path}{sign}token={token}"))
+            .await?;
+        let given = said["webSocketDebuggerUrl"]
+            .as_str()
+            .context("no address")?;
+        ensure!(
+            given.starts_with("ws://") && given.ends_with(&format!("token={token}")),
+            "{said}"
+        );
+        let refused = stranger
+            .get(&url, &path)
+            .await
+            .err()
+            .context(path.clone())?;
+        ensure!(
+            format!("{refused:#}").contains("401"),
+            "{path}: {refused:#}"
+        );
     }
     let missing = client.get(&url, "/json/version/?session=nobody").await;
     ensure!(missing.is_err(), "{missing:?}");
@@ -379,7 +453,10 @@ async fn a_session_is_found_with_its_token_alone_and_a_fresh_one_goes_with_its_c
     drop(fresh);
     let left = Instant::now();
     while count().await? > 1 {
-        ensure!(left.elapsed() < Duration::from_secs(10), "it outlives its client");
+        ensure!(
+            left.elapsed() < Duration::from_secs(10),
+            "it outlives its client"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     client.get(&url, "/v1/sessions/shop").await?;
@@ -389,8 +466,13 @@ async fn a_session_is_found_with_its_token_alone_and_a_fresh_one_goes_with_its_c
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_chromium_and_no_profile_is_left_after_a_node_was_killed_again_and_again() -> Result<()> {
-    let kills = if std::env::var_os("UNDERSTUDY_LONG").is_some() { 50 } else { 10 };
+async fn no_chromium_and_no_profile_is_left_after_a_node_was_killed_again_and_again() -> Result<()>
+{
+    let kills = if std::env::var_os("UNDERSTUDY_LONG").is_some() {
+        50
+    } else {
+        10
+    };
     let shop = Shop::open().await?;
     let mut cluster = cluster(&shop.host()).await?;
     let client = cluster.client().clone();
@@ -405,8 +487,16 @@ async fn no_chromium_and_no_profile_is_left_after_a_node_was_killed_again_and_ag
     for nth in 0..kills {
         let victim = runs_on(&cluster, nth % 3, "shop").await?;
         let folder = profiles(&cluster, victim).await?;
-        ensure!(!left_in(&folder).is_empty(), "{} holds no profile", folder.display());
-        ensure!(!naming(&folder.to_string_lossy()).is_empty(), "no browser of {}", folder.display());
+        ensure!(
+            !left_in(&folder).is_empty(),
+            "{} holds no profile",
+            folder.display()
+        );
+        ensure!(
+            !naming(&folder.to_string_lossy()).is_empty(),
+            "no browser of {}",
+            folder.display()
+        );
         cluster.kill(victim)?;
         let killed = Instant::now();
         loop {
@@ -414,7 +504,10 @@ async fn no_chromium_and_no_profile_is_left_after_a_node_was_killed_again_and_ag
             if processes.is_empty() && files.is_empty() {
                 break;
             }
-            ensure!(killed.elapsed() < GONE, "kill {nth}: left are {processes:?} and {files:?}");
+            ensure!(
+                killed.elapsed() < GONE,
+                "kill {nth}: left are {processes:?} and {files:?}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         slowest_end = slowest_end.max(killed.elapsed());
@@ -431,7 +524,9 @@ async fn no_chromium_and_no_profile_is_left_after_a_node_was_killed_again_and_ag
         }
     }
     ensure!(shop.orders() == 0, "a restored page has ordered something");
-    println!("{kills} kills: browser and profile gone after {slowest_end:?}, the session back after {slowest_back:?} at most");
+    println!(
+        "{kills} kills: browser and profile gone after {slowest_end:?}, the session back after {slowest_back:?} at most"
+    );
     let left = cluster.shut_down(Duration::from_secs(30)).await?;
     ensure!(left.is_empty(), "{left:?}");
     Ok(())
@@ -441,13 +536,18 @@ async fn no_chromium_and_no_profile_is_left_after_a_node_was_killed_again_and_ag
 async fn profiles(cluster: &Cluster, nth: usize) -> Result<PathBuf> {
     let nodes = cluster.client().get(&cluster.url(nth), "/v1/nodes").await?;
     let node = items(&nodes).find(|node| node["name"] == json!(cluster.name(nth)));
-    let id = node.and_then(|node| node["id"].as_str()).context("no id")?.to_owned();
+    let id = node
+        .and_then(|node| node["id"].as_str())
+        .context("no id")?
+        .to_owned();
     Ok(std::env::temp_dir().join(format!("understudy-browsers-{id}")))
 }
 
 fn left_in(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten();
-    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect()
 }
 
 /// Longer than a change takes to be in a record on every replica.
@@ -458,6 +558,9 @@ const BACK: Duration = Duration::from_secs(30);
 
 /// How long a browser may outlive its node, and its profile.
 const GONE: Duration = Duration::from_secs(5);
+
+/// How long a client may be left waiting by a node that is gone: less than its silence takes to be noticed.
+const SEEN: Duration = Duration::from_secs(4);
 
 /// How long the cluster may take to be whole again.
 const WHOLE: Duration = Duration::from_secs(60);

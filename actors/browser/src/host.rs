@@ -92,7 +92,10 @@ impl Browsers {
         };
         let slot = self.inner.slots().entry(whose.clone()).or_default().clone();
         let mut kept = slot.kept.lock().await;
-        if let Some(running) = kept.as_mut().filter(|kept| !kept.hosted.browser.cdp().is_closed()) {
+        if let Some(running) = kept
+            .as_mut()
+            .filter(|kept| !kept.hosted.browser.cdp().is_closed())
+        {
             running.idle_since = None;
             return Ok(running.hosted.clone());
         }
@@ -103,7 +106,12 @@ impl Browsers {
             error,
             sandbox: self.inner.setup.sandbox,
         })?;
-        tracing::info!(whose, pid = browser.pid(), product = browser.about().product, "a browser runs");
+        tracing::info!(
+            whose,
+            pid = browser.pid(),
+            product = browser.about().product,
+            "a browser runs"
+        );
         let hosted = Arc::new(Hosted {
             browser,
             door: Arc::new(door),

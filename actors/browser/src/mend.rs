@@ -70,7 +70,10 @@ impl Mender {
             let state = state.filter(|_| *times <= TIMES_MAX);
             let (cdp, jail, told) = (self.cdp.clone(), self.jail.clone(), self.told.clone());
             self.tasks.spawn(async move {
-                let url = state.as_ref().map_or("a page", |state| &state.url).to_owned();
+                let url = state
+                    .as_ref()
+                    .map_or("a page", |state| &state.url)
+                    .to_owned();
                 let why = match ill.is_crashed {
                     true => "its process crashed".to_owned(),
                     false => format!("it has not answered for {} s", ill.silent.as_secs()),
@@ -97,14 +100,20 @@ async fn mend(
         Err(_) => return (None, "it could not be closed".to_owned()),
     }
     let Some(state) = state else {
-        return (None, format!("it was closed, after {TIMES_MAX} times in which it came back"));
+        return (
+            None,
+            format!("it was closed, after {TIMES_MAX} times in which it came back"),
+        );
     };
     let alone = SessionState {
         pages: BTreeMap::from([(ill.page, state)]),
         ..SessionState::default()
     };
     let Ok(restored) = timeout(RESTORE_LIMIT, restore::restore(cdp, jail, &alone)).await else {
-        return (None, format!("it was closed, and was not back after {RESTORE_LIMIT:?}"));
+        return (
+            None,
+            format!("it was closed, and was not back after {RESTORE_LIMIT:?}"),
+        );
     };
     let Some(page) = restored.pages.into_iter().next() else {
         return (None, "it was closed".to_owned());
@@ -112,7 +121,10 @@ async fn mend(
     let missed: Vec<String> = page.missed.iter().map(ToString::to_string).collect();
     let became = match missed.is_empty() {
         true => "it was begun anew".to_owned(),
-        false => format!("it was begun anew, and not all is back: {}", missed.join(", ")),
+        false => format!(
+            "it was begun anew, and not all is back: {}",
+            missed.join(", ")
+        ),
     };
     (page.target, became)
 }
@@ -132,17 +144,25 @@ async fn close(cdp: &Cdp, target: &str) -> Result<(), CdpError> {
     let asked = Instant::now();
     let params = json!({ "targetId": target });
     // One that is gone already is as good: the list says so.
-    let _ = cdp.call::<Value>("", "Target.closeTarget", params.clone()).await;
+    let _ = cdp
+        .call::<Value>("", "Target.closeTarget", params.clone())
+        .await;
     let mut is_killed = false;
     loop {
         let there: Targets = cdp.call("", "Target.getTargets", json!({})).await?;
-        if there.target_infos.iter().all(|info| info.target_id != target) {
+        if there
+            .target_infos
+            .iter()
+            .all(|info| info.target_id != target)
+        {
             return Ok(());
         }
         if !is_killed && asked.elapsed() > CLOSE_PATIENCE {
             is_killed = true;
             kill(cdp, target).await?;
-            let _ = cdp.call::<Value>("", "Target.closeTarget", params.clone()).await;
+            let _ = cdp
+                .call::<Value>("", "Target.closeTarget", params.clone())
+                .await;
         }
         sleep(CLOSE_AGAIN).await;
     }
@@ -152,7 +172,9 @@ async fn close(cdp: &Cdp, target: &str) -> Result<(), CdpError> {
 async fn kill(cdp: &Cdp, target: &str) -> Result<(), CdpError> {
     let root = cdp.root().await?;
     let attach = json!({ "targetId": target, "flatten": true });
-    let attached: Value = cdp.call(root.session(), "Target.attachToTarget", attach).await?;
+    let attached: Value = cdp
+        .call(root.session(), "Target.attachToTarget", attach)
+        .await?;
     let session = attached["sessionId"].as_str().unwrap_or_default();
     // It never answers: its page is gone by then.
     let crash = cdp.call::<Value>(session, "Page.crash", json!({}));

@@ -67,8 +67,11 @@ pub struct Given {
     /// child's unit (rule E3).
     pub permit: Arc<dyn Fn(&ChildId) -> bool + Send + Sync>,
     /// Hears of what was denied, of crashes and of what could not be brought back.
-    pub told: Arc<dyn Fn(&ChildId, Told) + Send + Sync>,
+    pub told: Arc<Tell>,
 }
+
+/// Whoever hears what becomes of sessions.
+pub type Tell = dyn Fn(&ChildId, Told) + Send + Sync;
 
 /// What people should hear of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -43,7 +43,10 @@ impl Node {
         let browsers = Browsers::new(place.setup(), sharing, Arc::new(Direct));
         let told = Arc::<Mutex<Vec<Told>>>::default();
         let may_act = Arc::new(std::sync::atomic::AtomicBool::new(true));
-        let allow = allow.iter().map(|allow| Allow::parse(allow).unwrap()).collect();
+        let allow = allow
+            .iter()
+            .map(|allow| Allow::parse(allow).unwrap())
+            .collect();
         let (telling, acting) = (told.clone(), may_act.clone());
         let given = Given {
             browsers: browsers.clone(),
@@ -118,7 +121,10 @@ impl Speaker {
     async fn attach(node: &Node, session: &mut Session, child: &str) -> Speaker {
         let (head, _) = ask(session, json!({ "op": "attach" })).await;
         let child = ChildId::parse(child).unwrap();
-        let client = node.sessions.admit(&child, head["ticket"].as_str().unwrap()).unwrap();
+        let client = node
+            .sessions
+            .admit(&child, head["ticket"].as_str().unwrap())
+            .unwrap();
         let (say, from) = mpsc::channel(64);
         let (to, hear) = mpsc::channel(64);
         let mut serving = tokio::task::JoinSet::new();
@@ -150,7 +156,10 @@ impl Speaker {
     async fn page(&mut self) -> String {
         let targets = self.call(None, "Target.getTargets", json!({})).await;
         let pages = targets["result"]["targetInfos"].as_array().unwrap().clone();
-        let page = pages.iter().find(|target| target["type"] == "page").unwrap();
+        let page = pages
+            .iter()
+            .find(|target| target["type"] == "page")
+            .unwrap();
         let attach = json!({ "targetId": page["targetId"], "flatten": true });
         let attached = self.call(None, "Target.attachToTarget", attach).await;
         attached["result"]["sessionId"].as_str().unwrap().to_owned()
@@ -175,7 +184,12 @@ async fn a_session_goes_on_from_its_last_step_in_another_browser() {
     let node = Node::new(&[&format!("127.0.0.1:{port}")]);
     let mut session = node.start(CHILD, Checkpoint::default()).await;
     let (opened, _) = ask(&mut session, json!({ "op": "open", "url": url })).await;
-    assert_eq!(opened, json!({ "ok": true }), "{:?}", node.told.lock().unwrap());
+    assert_eq!(
+        opened,
+        json!({ "ok": true }),
+        "{:?}",
+        node.told.lock().unwrap()
+    );
     let mut client = Speaker::attach(&node, &mut session, CHILD).await;
     let page = client.page().await;
     let title = "new Promise(done => { const look = () => document.title.startsWith('basket') ? \
@@ -219,7 +233,9 @@ async fn a_session_goes_on_from_its_last_step_in_another_browser() {
     // From a base instead of steps it is the same.
     let base = session.snapshot().await.unwrap();
     drop(session);
-    let mut session = node.start(CHILD, Checkpoint::new(Some(base), Vec::new())).await;
+    let mut session = node
+        .start(CHILD, Checkpoint::new(Some(base), Vec::new()))
+        .await;
     let mut client = Speaker::attach(&node, &mut session, CHILD).await;
     let page = client.page().await;
     assert_eq!(client.evaluate(&page, look).await, json!("Feste 700"));
@@ -235,7 +251,8 @@ async fn what_a_session_may_not_reach_is_refused_and_told() {
     let told = node.told.clone();
     eventually("the denial is told", || {
         let told = told.lock().unwrap();
-        told.iter().any(|told| matches!(told, Told::Denied(text) if text.contains("127.0.0.1")))
+        told.iter()
+            .any(|told| matches!(told, Told::Denied(text) if text.contains("127.0.0.1")))
     })
     .await;
     for (url, code) in [
@@ -257,14 +274,20 @@ async fn nothing_leaves_once_the_node_may_not_act() {
     let (port, _site) = site().await;
     let node = Node::new(&[&format!("127.0.0.1:{port}")]);
     let mut session = node.start(CHILD, Checkpoint::default()).await;
-    node.may_act.store(false, std::sync::atomic::Ordering::SeqCst);
+    node.may_act
+        .store(false, std::sync::atomic::Ordering::SeqCst);
     let mut client = Speaker::attach(&node, &mut session, CHILD).await;
     let page = client.page().await;
     let url = format!("http://127.0.0.1:{port}/");
-    client.call(Some(&page), "Page.navigate", json!({ "url": url })).await;
+    client
+        .call(Some(&page), "Page.navigate", json!({ "url": url }))
+        .await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let title = client.evaluate(&page, "document.title").await;
-    assert!(!title.as_str().unwrap_or_default().starts_with("basket"), "{title}");
+    assert!(
+        !title.as_str().unwrap_or_default().starts_with("basket"),
+        "{title}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -275,10 +298,19 @@ async fn a_ticket_lets_one_client_in_once() {
     let (head, _) = ask(&mut session, json!({ "op": "attach" })).await;
     let ticket = head["ticket"].as_str().unwrap();
     assert!(node.sessions.admit(&child, ticket).is_ok());
-    assert_eq!(node.sessions.admit(&child, ticket).err(), Some(NotHere::BadTicket));
-    assert_eq!(node.sessions.admit(&child, "guess").err(), Some(NotHere::BadTicket));
+    assert_eq!(
+        node.sessions.admit(&child, ticket).err(),
+        Some(NotHere::BadTicket)
+    );
+    assert_eq!(
+        node.sessions.admit(&child, "guess").err(),
+        Some(NotHere::BadTicket)
+    );
     drop(session);
-    assert_eq!(node.sessions.admit(&child, ticket).err(), Some(NotHere::NoSession));
+    assert_eq!(
+        node.sessions.admit(&child, ticket).err(),
+        Some(NotHere::NoSession)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -302,7 +334,10 @@ async fn a_session_that_shares_with_nobody_has_a_process_of_its_own() {
     assert_eq!(node.place.profiles(), 2);
     // It ends with its session, and the other does not.
     drop(a);
-    eventually("the first one's process is gone", || node.browsers.running().len() == 1).await;
+    eventually("the first one's process is gone", || {
+        node.browsers.running().len() == 1
+    })
+    .await;
     assert_eq!(node.browsers.running()[0].0, "@acme/session/b");
     drop(b);
 }
@@ -371,18 +406,26 @@ async fn mended(node: &Node, session: &mut Session) -> String {
 async fn is_whole(node: &Node, session: &mut Session, url: &str) {
     let (about, _) = ask(session, json!({ "op": "about" })).await;
     let pages = about["about"]["pages"].as_array().unwrap();
-    let titles: Vec<&str> = pages.iter().map(|page| page["title"].as_str().unwrap()).collect();
+    let titles: Vec<&str> = pages
+        .iter()
+        .map(|page| page["title"].as_str().unwrap())
+        .collect();
     assert_eq!(titles, ["basket crown", "beside"], "{about}");
     let mut client = Speaker::attach(node, session, CHILD).await;
     let targets = client.call(None, "Target.getTargets", json!({})).await;
     let targets = targets["result"]["targetInfos"].as_array().unwrap().clone();
     let targets = targets.iter().filter(|target| target["type"] == "page");
     assert_eq!(targets.clone().count(), 2);
-    let found = targets.clone().find(|target| target["url"] == json!(url)).unwrap();
+    let found = targets
+        .clone()
+        .find(|target| target["url"] == json!(url))
+        .unwrap();
     let attach = json!({ "targetId": found["targetId"], "flatten": true });
     let attached = client.call(None, "Target.attachToTarget", attach).await;
     let page = attached["result"]["sessionId"].as_str().unwrap();
-    let name = client.evaluate(page, "document.getElementById('name').value").await;
+    let name = client
+        .evaluate(page, "document.getElementById('name').value")
+        .await;
     assert_eq!(name, json!("Feste"));
 }
 
@@ -396,7 +439,10 @@ async fn a_page_that_crashed_is_begun_anew_alone() {
     let crash = json!({ "id": 999, "method": "Page.crash", "sessionId": page });
     client.say.send(crash.to_string().into()).await.unwrap();
     let told = mended(&node, &mut session).await;
-    assert_eq!(told, format!("{url}: its process crashed; it was begun anew"));
+    assert_eq!(
+        told,
+        format!("{url}: its process crashed; it was begun anew")
+    );
     is_whole(&node, &mut session, &url).await;
 }
 
@@ -408,7 +454,9 @@ async fn a_page_that_loops_for_ever_is_begun_anew_and_one_that_shows_a_dialog_is
     let mut session = node.start(CHILD, Checkpoint::default()).await;
     let (mut client, page) = filled(&node, &mut session, &url).await;
     client.call(Some(&page), "Page.enable", json!({})).await;
-    let shown = client.evaluate(&page, "setTimeout(() => alert('well?')), 1").await;
+    let shown = client
+        .evaluate(&page, "setTimeout(() => alert('well?')), 1")
+        .await;
     assert_eq!(shown, json!(1));
     let began = std::time::Instant::now();
     while began.elapsed() < 3 * HANG {
@@ -417,13 +465,18 @@ async fn a_page_that_loops_for_ever_is_begun_anew_and_one_that_shows_a_dialog_is
     }
     assert!(node.told.lock().unwrap().is_empty(), "{:?}", node.told);
     let accept = json!({ "accept": true });
-    client.call(Some(&page), "Page.handleJavaScriptDialog", accept).await;
+    client
+        .call(Some(&page), "Page.handleJavaScriptDialog", accept)
+        .await;
     assert_eq!(client.evaluate(&page, "1 + 1").await, json!(2));
 
     let hang = json!({ "id": 999, "method": "Runtime.evaluate", "sessionId": page,
         "params": { "expression": "for (;;) {}" } });
     client.say.send(hang.to_string().into()).await.unwrap();
     let told = mended(&node, &mut session).await;
-    assert!(told.contains("it has not answered for 2 s; it was begun anew"), "{told}");
+    assert!(
+        told.contains("it has not answered for 2 s; it was begun anew"),
+        "{told}"
+    );
     is_whole(&node, &mut session, &url).await;
 }
