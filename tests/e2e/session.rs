@@ -195,7 +195,13 @@ impl Visitor<'_> {
 
         let waiting = self.wait_for_its_end(&self.socket(cluster, 1)).await?;
         kill_browser(cluster, 0, id).await?;
+        let killed = Instant::now();
         waiting.saw_it().await?;
+        println!(
+            "{}: kill -9 of its browser: seen after {:?}",
+            self.script,
+            killed.elapsed()
+        );
         self.run("rejoin", &self.socket(cluster, 1)).await?;
         tokio::time::sleep(SETTLED).await;
 
@@ -204,14 +210,19 @@ impl Visitor<'_> {
         let waiting = self
             .wait_for_its_end(&self.socket(cluster, others[0]))
             .await?;
-        cluster.kill(victim)?;
+        let killed = cluster.kill(victim)?;
         waiting.saw_it().await?;
-        let back = Instant::now();
+        let seen = killed.elapsed();
+        ensure!(
+            seen < SEEN,
+            "{} heard of its node's end after {seen:?}",
+            self.script
+        );
         self.run("rejoin", &self.socket(cluster, others[0])).await?;
+        let back = killed.elapsed();
         println!(
-            "{}: kill -9 of its node: found again after {:?}",
-            self.script,
-            back.elapsed()
+            "{}: kill -9 of its node: seen after {seen:?}, back after {back:?}",
+            self.script
         );
         ensure!(runs_on(cluster, others[0], id).await? != victim);
         cluster.spawn(victim)?;
@@ -470,6 +481,9 @@ const BACK: Duration = Duration::from_secs(30);
 
 /// How long a browser may outlive its node, and its profile.
 const GONE: Duration = Duration::from_secs(5);
+
+/// How long a client may be left waiting by a node that is gone: less than its silence takes to be noticed.
+const SEEN: Duration = Duration::from_secs(4);
 
 /// How long the cluster may take to be whole again.
 const WHOLE: Duration = Duration::from_secs(60);

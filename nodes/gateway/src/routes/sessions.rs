@@ -33,7 +33,7 @@ use understudy_browser::tunnel::{
     self, End, Frame, HEARD_BYTES_MAX, Hello, RELEASED, SAID_BYTES_MAX,
 };
 use understudy_control::handle::{Answered, View};
-use understudy_protocol::id::ChildId;
+use understudy_protocol::id::{ChildId, NodeId};
 use understudy_protocol::wire::replica::Scope;
 use understudy_transport::net::Tunnel;
 
@@ -294,10 +294,9 @@ pub(super) async fn connect(
         return Err(no_session(&child));
     }
     let patience = limited(of.timeout.as_deref(), OPEN_PATIENCE, OPEN_PATIENCE)?;
-    let tunnel = attached(&gateway, &child, Instant::now() + patience).await?;
-    let stop = gateway.stop.clone();
+    let (tunnel, node) = attached(&gateway, &child, Instant::now() + patience).await?;
     Ok(bounded(upgrade).on_upgrade(move |socket| async move {
-        if serve(socket, tunnel, stop).await == Served::Released {
+        if serve(&gateway, &child, socket, tunnel, node).await == Served::Released {
             forget(&gateway, &child).await;
         }
     }))
@@ -324,16 +323,15 @@ pub(super) async fn connect_fresh(
     let new = api::NewSession::default();
     let (_, session) = made(&gateway, &tenant, new, &headers).await?;
     let child = child(&tenant, &session.id)?;
-    let tunnel = match attached(&gateway, &child, Instant::now() + OPEN_PATIENCE).await {
-        Ok(tunnel) => tunnel,
+    let (tunnel, node) = match attached(&gateway, &child, Instant::now() + OPEN_PATIENCE).await {
+        Ok(attached) => attached,
         Err(problem) => {
             forget(&gateway, &child).await;
             return Err(problem);
         }
     };
-    let stop = gateway.stop.clone();
     Ok(bounded(upgrade).on_upgrade(move |socket| async move {
-        serve(socket, tunnel, stop).await;
+        serve(&gateway, &child, socket, tunnel, node).await;
         forget(&gateway, &child).await;
     }))
 }
@@ -355,8 +353,13 @@ fn bounded(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
         .max_frame_size(SAID_BYTES_MAX + 1)
 }
 
-/// A stream to the node that runs the session, with somebody at its other end who serves it.
-async fn attached(gateway: &Gateway, child: &ChildId, until: Instant) -> Result<Tunnel, Problem> {
+/// A stream to the node that runs the session, with somebody at its other end who serves it, and which
+/// node that is.
+async fn attached(
+    gateway: &Gateway,
+    child: &ChildId,
+    until: Instant,
+) -> Result<(Tunnel, NodeId), Problem> {
     let mut why = String::from("the session does not answer");
     while Instant::now() < until {
         let attach = json!({ "op": "attach" });
@@ -373,7 +376,7 @@ async fn attached(gateway: &Gateway, child: &ChildId, until: Instant) -> Result<
             Ok(mut tunnel) => {
                 let greeting = tunnel::read(&mut tunnel, GREETING_BYTES_MAX);
                 match tokio::time::timeout(TUNNEL_PATIENCE, greeting).await {
-                    Ok(Ok(Some(Frame::Text(_)))) => return Ok(tunnel),
+                    Ok(Ok(Some(Frame::Text(_)))) => return Ok((tunnel, answered.node)),
                     Ok(Ok(Some(Frame::End(end)))) => why = end.reason,
                     Ok(Ok(None)) | Ok(Err(_)) | Err(_) => {
                         why = "its node did not answer".to_owned();
@@ -390,8 +393,39 @@ async fn attached(gateway: &Gateway, child: &ChildId, until: Instant) -> Result<
     )))
 }
 
+/// Until the session belongs to another start than the one of `node` that has it now. A stream to a node
+/// that was killed breaks seconds after the directory knows.
+async fn moved(gateway: &Gateway, child: &ChildId, node: NodeId) -> Option<End> {
+    let owner = |view: &View| {
+        let unit = view.directory.unit_of(child)?;
+        view.directory.unit(unit)?.owner
+    };
+    let handle = &gateway.handle;
+    let here = |view: &View| owner(view).is_some_and(|owner| owner.node == node);
+    // One that this node's directory does not show yet is known by its stream alone.
+    let Some(view) = handle.wait_for(MOVED_PATIENCE, here).await else {
+        return std::future::pending().await;
+    };
+    let had = owner(&view).map(|owner| owner.incarnation);
+    loop {
+        // A session that was released ends by its own word.
+        let is_other =
+            |view: &View| owner(view).is_some_and(|owner| Some(owner.incarnation) != had);
+        if handle.wait_for(MOVED_PATIENCE, is_other).await.is_some() {
+            return Some(end(1012, NODE_GONE));
+        }
+    }
+}
+
 /// Carries messages until one side is done, and closes the connection with the reason.
-async fn serve(socket: WebSocket, tunnel: Tunnel, mut stop: watch::Receiver<bool>) -> Served {
+async fn serve(
+    gateway: &Gateway,
+    child: &ChildId,
+    socket: WebSocket,
+    tunnel: Tunnel,
+    node: NodeId,
+) -> Served {
+    let mut stop: watch::Receiver<bool> = gateway.stop.clone();
     let (mut sink, mut stream) = socket.split();
     let (mut reader, mut writer) = tokio::io::split(tunnel);
     let hear = async {
@@ -440,6 +474,7 @@ async fn serve(socket: WebSocket, tunnel: Tunnel, mut stop: watch::Receiver<bool
         end = hear => end,
         end = say => end,
         end = stopping => end,
+        end = moved(gateway, child, node) => end,
     };
     let released = end.as_ref().is_some_and(|end| end.code == RELEASED);
     if let Some(end) = end {
@@ -667,6 +702,9 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a stream to another node may take.
 const TUNNEL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// After which it is looked anew whether a session is elsewhere; a change is seen at once.
+const MOVED_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Before a session that has moved is asked again.
 const ATTACH_AGAIN: Duration = Duration::from_millis(100);
