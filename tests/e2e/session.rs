@@ -367,7 +367,11 @@ async fn a_session_is_found_with_its_token_alone_and_a_fresh_one_goes_with_its_c
     let mut fresh = CdpClient::connect(&address, &token).await?;
     let (target, _) = fresh.pages().await?.into_iter().next().context("no page")?;
     let page = fresh.attach(&target).await?;
+    // Longer than a lease, in which nothing else happens: the node may act all the same.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     fresh.goto(&page, &shop.url("/")).await?;
+    let greeting = fresh.evaluate(&page, "document.title").await?;
+    ensure!(greeting == json!("Props and costumes"), "{greeting}");
     let count = async || -> Result<usize> {
         let listed = client.get(&url, "/v1/sessions").await?;
         Ok(items(&listed).count())

@@ -18,6 +18,7 @@ use understudy_store::USED_PERCENT_MAX;
 use understudy_transport::net::{RequestError, Tunnel};
 
 use crate::agents::Agents;
+use crate::heart::HeartHandle;
 use crate::events::{EventStream, Events};
 use crate::listing::{Children, ChildrenOf};
 use crate::tunnels::{TakeTunnel, Taker, Tunnels};
@@ -32,6 +33,7 @@ pub struct Handle {
     tunnels: Tunnels,
     /// Whether this node's store turns records away.
     store_full: Arc<AtomicBool>,
+    heart: Option<HeartHandle>,
 }
 
 /// What a node knows, at one moment.
@@ -47,7 +49,8 @@ pub struct View {
     pub store: StoreId,
     /// Who leads the directory, as far as this node knows.
     pub leader: Option<NodeId>,
-    /// Until when its lease is valid, by its own clock; [`Time::ZERO`] before the first.
+    /// Until when its lease was valid, by its own clock, when this view was made; [`Time::ZERO`] before the
+    /// first. For now there is [`Handle::lease_until`].
     pub lease_until: Time,
     /// Peers that it has connections to.
     pub peers: Vec<Peer>,
@@ -220,11 +223,29 @@ impl Handle {
             agents,
             tunnels,
             store_full: Arc::default(),
+            heart: None,
         }
     }
 
     pub(crate) fn with_tunnels(self, tunnels: Tunnels) -> Handle {
         Handle { tunnels, ..self }
+    }
+
+    /// The same, which asks the heart itself for the lease.
+    pub(crate) fn with_heart(self, heart: HeartHandle) -> Handle {
+        Handle {
+            heart: Some(heart),
+            ..self
+        }
+    }
+
+    /// Until when this node's lease is valid, by its own clock, as it is at this moment. The one in a
+    /// [`View`] is as old as the view, and views come when something else changes.
+    pub fn lease_until(&self) -> Time {
+        match &self.heart {
+            Some(heart) => heart.lease_until(),
+            None => self.view.borrow().lease_until,
+        }
     }
 
     /// The same, with what says whether this node's store turns records away.

@@ -234,7 +234,7 @@ async fn ready(State(gateway): State<Gateway>) -> Result<&'static str, Problem> 
         )
         .hint("one is elected when a majority of voters is up"));
     }
-    if !lease_holds(&view) {
+    if !lease_holds(&gateway.handle) {
         return Err(Problem::new(Kind::Unavailable, "the node has no lease")
             .hint("it gets one when a majority of voters answers it"));
     }
@@ -649,8 +649,8 @@ fn gone() -> Problem {
 }
 
 /// Whether the node's lease is valid at this moment of its own clock.
-fn lease_holds(view: &View) -> bool {
-    view.lease_until > understudy_supervision::clock::now()
+fn lease_holds(handle: &Handle) -> bool {
+    handle.lease_until() > understudy_supervision::clock::now()
 }
 
 fn name_of(view: &View, node: NodeId) -> String {

@@ -119,7 +119,7 @@ impl Browsers {
                 let handle = handle.clone();
                 Arc::new(move |child| {
                     let handle = handle.get();
-                    handle.is_some_and(|handle| may_act(&handle.view(), child))
+                    handle.is_some_and(|handle| may_act(handle, child))
                 })
             },
             told: {
@@ -220,13 +220,14 @@ impl Drop for Browsers {
 
 /// Whether what runs for this child may reach the outside world now (rule E3): the node's lease is valid,
 /// and the child's unit is this start's.
-fn may_act(view: &View, child: &ChildId) -> bool {
+fn may_act(handle: &Handle, child: &ChildId) -> bool {
+    let view = handle.view();
     let directory = &view.directory;
     let unit = directory
         .unit_of(child)
         .and_then(|unit| directory.unit(unit));
     let owner = unit.and_then(|unit| unit.owner);
-    view.lease_until > clock::now()
+    handle.lease_until() > clock::now()
         && owner.is_some_and(|owner| owner.incarnation == view.incarnation)
 }
 

@@ -256,9 +256,12 @@ pub fn start(config: CoreConfig, parts: CoreParts) -> (Handle, CoreTask) {
         peers: parts.inbox.peers,
         stop: stop_end,
     };
+    let heart = core.heart.clone();
     let mut task = JoinSet::new();
     task.spawn(core.run(inputs));
-    let handle = Handle::new(asks, view_end, events).with_tunnels(tunnels);
+    let handle = Handle::new(asks, view_end, events)
+        .with_tunnels(tunnels)
+        .with_heart(heart);
     let (handle, links) = agents::start(links, handle);
     let core = CoreTask {
         task,
