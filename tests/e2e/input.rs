@@ -326,7 +326,7 @@ async fn requests_that_are_none_get_a_typed_problem() -> Result<()> {
     let other = if token.ends_with('0') { '1' } else { '0' };
     let nearly = format!("{}{other}", &token[..token.len() - 1]);
     let call = "/v1/children/demo/counter/0/call";
-    let (long, key) = ("x".repeat(200_000), "k".repeat(5_000));
+    let (long, key) = ("x".repeat((1 << 20) + 1), "k".repeat(5_000));
     let units = "/v1/units";
     // Method, path, token, header, body: status and type.
     let rows = [
