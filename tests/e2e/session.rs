@@ -230,9 +230,9 @@ impl Visitor<'_> {
         // At the node that it died with, too.
         self.run("rejoin", &self.socket(cluster, victim)).await?;
         self.run("close", &self.socket(cluster, others[1])).await?;
-        let path = format!("/v1/sessions/{id}");
         for _ in 0..100 {
-            if client.get(&cluster.url(0), &path).await.is_err() {
+            let listed = client.get(&cluster.url(0), "/v1/sessions").await?;
+            if !items(&listed).any(|listed| listed["id"] == json!(id)) {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
