@@ -18,8 +18,8 @@ use understudy_store::USED_PERCENT_MAX;
 use understudy_transport::net::{RequestError, Tunnel};
 
 use crate::agents::Agents;
-use crate::heart::HeartHandle;
 use crate::events::{EventStream, Events};
+use crate::heart::HeartHandle;
 use crate::listing::{Children, ChildrenOf};
 use crate::tunnels::{TakeTunnel, Taker, Tunnels};
 
