@@ -71,7 +71,7 @@ pub(crate) enum Remedy {
 /// Everything. A machine with Debian 12 or later, rustup and build-essential has all that is wanted
 /// today, but for the peers of a bench, the toolchains of guests, and a browser with a font; the last two
 /// rows wait for the commands that will name themselves in them.
-pub(crate) const NEEDS: [Need; 14] = [
+pub(crate) const NEEDS: [Need; 16] = [
     Need {
         name: "cc",
         what_for: "linking; xtask itself cannot be built without it",
@@ -161,6 +161,20 @@ pub(crate) const NEEDS: [Need; 14] = [
         wanted_by: &[Task::Test, Task::Demo, Task::Bench],
         probe: Probe::File(&["/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"]),
         remedy: Remedy::System("fonts-dejavu-core"),
+    },
+    Need {
+        name: "node",
+        what_for: "unmodified Playwright and Puppeteer in the tests of sessions",
+        wanted_by: &[Task::Test],
+        probe: Probe::Program("node"),
+        remedy: Remedy::System("nodejs"),
+    },
+    Need {
+        name: "npm",
+        what_for: "their packages, below target/",
+        wanted_by: &[Task::Test],
+        probe: Probe::Program("npm"),
+        remedy: Remedy::System("npm"),
     },
     Need {
         name: "libvulkan",
