@@ -57,6 +57,28 @@ async fn a_program_that_is_no_browser_is_not_waited_for_longer_than_it_lives() {
 }
 
 #[tokio::test]
+async fn a_browser_that_is_too_old_is_refused_by_its_version() {
+    let place = Place::new();
+    let mut setup = place.setup();
+    // It answers the two questions that every browser is asked first, once it has heard something.
+    let old = "#!/bin/sh\n/usr/bin/head -c 1 <&3 >/dev/null\n\
+        printf '{\"id\":1,\"result\":{\"product\":\"HeadlessChrome/90.0.1.2\",\"protocolVersion\":\"1.3\",\
+        \"revision\":\"\",\"userAgent\":\"\",\"jsVersion\":\"9\"}}\\0' >&4\n/bin/sleep 1\n\
+        printf '{\"id\":2,\"result\":{}}\\0' >&4\nexec /bin/sleep 20\n";
+    let program = place.program("old-browser", old);
+    setup.binary = Some(program);
+    let error = Browser::start(&Direct, &setup).await.unwrap_err();
+    assert!(matches!(error, BrowserError::Version { .. }), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("HeadlessChrome/90.0.1.2"), "{said}");
+    assert!(
+        said.contains("apt-get install chromium-headless-shell"),
+        "{said}"
+    );
+    assert_eq!(place.profiles(), 0);
+}
+
+#[tokio::test]
 async fn when_the_process_is_killed_every_waiting_and_later_command_fails_at_once() {
     let place = Place::new();
     let browser = place.browser().await;

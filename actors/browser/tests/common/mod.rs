@@ -12,6 +12,7 @@ use understudy_browser::{Browser, BrowserSetup, Heard, Root};
 /// A folder for profiles, gone with the test.
 pub struct Place {
     dir: tempfile::TempDir,
+    programs: tempfile::TempDir,
     user: Option<(u32, u32)>,
 }
 
@@ -23,7 +24,21 @@ impl Place {
             .is_root()
             .then_some((65534, 65534));
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        Place { dir, user }
+        let programs = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(programs.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        Place {
+            dir,
+            programs,
+            user,
+        }
+    }
+
+    /// A program of the test's own, outside of the profiles.
+    pub fn program(&self, name: &str, text: &str) -> std::path::PathBuf {
+        let program = self.programs.path().join(name);
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        program
     }
 
     pub fn setup(&self) -> BrowserSetup {
