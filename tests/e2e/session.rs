@@ -326,6 +326,13 @@ async fn a_session_is_found_with_its_token_alone_and_a_fresh_one_goes_with_its_c
     client
         .post(&url, "/v1/sessions", &json!({ "id": "shop" }))
         .await?;
+    // What is refused leaves no session behind.
+    let bad = json!({ "id": "bad", "url": "file:///etc/passwd" });
+    let refused = client.post(&url, "/v1/sessions", &bad).await;
+    let refused = refused.err().context("a file was opened")?;
+    ensure!(format!("{refused:#}").contains("400"), "{refused:#}");
+    let listed = client.get(&url, "/v1/sessions").await?;
+    ensure!(!listed.to_string().contains("\"bad\""), "{listed}");
     let stranger = http::Client::new("us_wrong")?;
     for path in [
         "/json/version?session=shop".to_owned(),

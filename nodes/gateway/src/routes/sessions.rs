@@ -69,7 +69,13 @@ async fn made(
     let (status, _) = change::made(gateway, &unit).await?;
     if let Some(url) = new.url {
         let open = json!({ "op": "open", "url": url });
-        ask(gateway, child.clone(), &open, until).await?;
+        if let Err(problem) = ask(gateway, child.clone(), &open, until).await {
+            // An address that is none never will be: what was made for it goes.
+            if problem.kind == Kind::Invalid && status == StatusCode::CREATED {
+                clients::forget(gateway, &child).await;
+            }
+            return Err(problem);
+        }
     }
     let session = about(gateway, child, headers, until).await?;
     Ok((status, session))

@@ -166,7 +166,7 @@ pub(in crate::routes) async fn connect_fresh(
 }
 
 /// Removes a session that nobody else knows of.
-async fn forget(gateway: &Gateway, child: &ChildId) {
+pub(super) async fn forget(gateway: &Gateway, child: &ChildId) {
     let view = gateway.handle.view();
     if let Some(unit) = view.directory.unit_of(child)
         && let Err(problem) = change::removed(gateway, &view, unit).await
