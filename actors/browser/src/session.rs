@@ -94,6 +94,7 @@ pub struct Sessions {
     open: Arc<Mutex<HashMap<ChildId, Open>>>,
     count: Arc<AtomicUsize>,
     hang_limit: Duration,
+    restore_limit: Duration,
 }
 
 /// A session that runs here, as its clients reach it.
@@ -206,6 +207,7 @@ impl Sessions {
             open: Arc::default(),
             count: Arc::default(),
             hang_limit: HANG_LIMIT,
+            restore_limit: RESTORE_LIMIT,
         }
     }
 
@@ -213,6 +215,15 @@ impl Sessions {
     #[must_use]
     pub fn with_hang_limit(self, hang_limit: Duration) -> Sessions {
         Sessions { hang_limit, ..self }
+    }
+
+    /// The same, which do not start when their pages take longer to be back: for tests.
+    #[must_use]
+    pub fn with_restore_limit(self, restore_limit: Duration) -> Sessions {
+        Sessions {
+            restore_limit,
+            ..self
+        }
     }
 
     /// Room for one session more.
@@ -309,23 +320,19 @@ impl Kind for Sessions {
         };
         let context_guard = ContextGuard(open.clone());
         let restored = timeout(
-            RESTORE_LIMIT,
+            self.restore_limit,
             restore::restore(&open.cdp, &open.jail, &state),
         )
         .await;
-        let restored = match restored {
-            Ok(restored) => {
-                if !restored.is_whole() {
-                    (self.given.told)(&child, Told::Restored(missing(&restored)));
-                }
-                restored
-            }
-            Err(_) => {
-                let why = format!("its pages were not all back after {RESTORE_LIMIT:?}");
-                (self.given.told)(&child, Told::Restored(why));
-                restore::Restored::default()
-            }
-        };
+        // A session that went on with some of its pages would record that the others are closed. So it
+        // does not start; its records stand, and it is started again.
+        let restored = restored.map_err(|_| {
+            let limit = self.restore_limit;
+            failed(format!("its pages were not all back within {limit:?}"))
+        })?;
+        if !restored.is_whole() {
+            (self.given.told)(&child, Told::Restored(missing(&restored)));
+        }
         if state.pages.is_empty() {
             let blank = json!({ "url": "about:blank", "browserContextId": open.jail.context() });
             let made = open
@@ -441,9 +448,14 @@ impl Session {
 
     fn about(&self) -> About {
         let state = self.recorder.state();
-        let pages = state.pages.values().map(|page| PageAbout {
-            url: page.url.clone(),
-            title: page.title.clone(),
+        let shown = self.recorder.health(Duration::ZERO);
+        let pages = shown.iter().map(|shown| {
+            // One that has just been opened is in no record yet.
+            let page = state.pages.get(&shown.page);
+            PageAbout {
+                url: page.map_or_else(|| "about:blank".to_owned(), |page| page.url.clone()),
+                title: page.map(|page| page.title.clone()).unwrap_or_default(),
+            }
         });
         About {
             browser: self.hosted.browser.about().product.clone(),
@@ -517,34 +529,14 @@ impl Session {
     async fn attached(&self, page: usize) -> Result<(crate::cdp::Root, String), Refusal> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
-        struct Targets {
-            target_infos: Vec<Target>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Target {
-            target_id: String,
-            #[serde(rename = "type")]
-            kind: String,
-            browser_context_id: Option<String>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
         struct Attached {
             session_id: String,
         }
         let Open { cdp, jail, .. } = &self.open;
-        let known: Targets = cdp
-            .call("", "Target.getTargets", json!({}))
-            .await
-            .map_err(|error| broken(&error))?;
-        let own = |target: &Target| {
-            target.kind == "page" && target.browser_context_id.as_deref() == Some(jail.context())
-        };
-        // Chromium lists the newest first.
-        let own: Vec<Target> = known.target_infos.into_iter().rev().filter(own).collect();
+        // All of them, in the order in which they are shown.
+        let own = self.recorder.health(Duration::ZERO);
         let target = match own.get(page) {
-            Some(target) => target.target_id.clone(),
+            Some(page) => page.target.to_string(),
             None if own.is_empty() && page == 0 => {
                 let blank = json!({ "url": "about:blank", "browserContextId": jail.context() });
                 let made = cdp.call::<Value>("", "Target.createTarget", blank).await;
@@ -676,9 +668,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long pages may take to be back before the session is given to its clients without those that
-/// still load. They go on loading.
-const RESTORE_LIMIT: Duration = Duration::from_secs(15);
+/// How long all pages may take to be back: below the time that a child gets for its start, and enough for
+/// sixteen pages whose servers do not answer.
+const RESTORE_LIMIT: Duration = Duration::from_secs(50);
 
 /// How long a page may not answer before it is begun anew: longer than a script of a page that people use
 /// keeps them waiting.

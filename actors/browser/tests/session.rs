@@ -12,10 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use understudy_browser::SessionState;
 use understudy_browser::egress::EgressPolicy;
 use understudy_browser::host::{Browsers, Sharing};
 use understudy_browser::process::Direct;
 use understudy_browser::session::{Given, NotHere, Session, Sessions, Told};
+use understudy_browser::state::{PageKey, PageState};
 use understudy_browser::tunnel::End;
 use understudy_protocol::id::{ChildId, IncarnationId};
 use understudy_protocol::wire::envelope::CallKey;
@@ -239,6 +241,79 @@ async fn a_session_goes_on_from_its_last_step_in_another_browser() {
     let mut client = Speaker::attach(&node, &mut session, CHILD).await;
     let page = client.page().await;
     assert_eq!(client.evaluate(&page, look).await, json!("Feste 700"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_are_numbered_as_they_are_shown() {
+    let (port, _site) = site().await;
+    let node = Node::new(&[&format!("127.0.0.1:{port}")]);
+    let mut session = node.start(CHILD, Checkpoint::default()).await;
+    let mut client = Speaker::attach(&node, &mut session, CHILD).await;
+    // Each is as high as it is late, so that its picture tells which it is.
+    for nth in 1..4 {
+        let high = 100 * nth;
+        let url = format!(
+            "data:text/html,<title>page {nth}</title><body style='margin:0;height:{high}px'>"
+        );
+        client
+            .call(None, "Target.createTarget", json!({ "url": url }))
+            .await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        step(&mut session).await;
+    }
+    let (about, _) = ask(&mut session, json!({ "op": "about" })).await;
+    let titles: Vec<&str> = about["about"]["pages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|page| page["title"].as_str().unwrap())
+        .collect();
+    assert_eq!(titles, ["", "page 1", "page 2", "page 3"]);
+    let url = format!("http://127.0.0.1:{port}/");
+    let (opened, _) = ask(&mut session, json!({ "op": "open", "url": url })).await;
+    assert_eq!(opened, json!({ "ok": true }));
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    step(&mut session).await;
+    let (about, _) = ask(&mut session, json!({ "op": "about" })).await;
+    assert_eq!(about["about"]["pages"][0]["url"], json!(url), "{about}");
+    for page in 0..4 {
+        let (shot, png) = ask(&mut session, json!({ "op": "screenshot", "page": page })).await;
+        assert_eq!(
+            (&shot["ok"], &png[..4]),
+            (&json!(true), &b"\x89PNG"[..]),
+            "{page}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_pages_are_not_back_in_time_does_not_start_without_them() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut silent = tokio::task::JoinSet::new();
+    silent.spawn(async move {
+        let mut held = Vec::new();
+        loop {
+            held.push(listener.accept().await.unwrap());
+        }
+    });
+    let mut state = SessionState::default();
+    let page = PageState {
+        url: format!("http://127.0.0.1:{port}/"),
+        history: vec![format!("http://127.0.0.1:{port}/")],
+        ..PageState::default()
+    };
+    state.pages.insert(PageKey(1), page);
+    let mut node = Node::new(&[&format!("127.0.0.1:{port}")]);
+    node.sessions = node.sessions.with_restore_limit(Duration::from_secs(2));
+    let context = Context::new(ChildId::parse(CHILD).unwrap(), |_, _| {});
+    let checkpoint = Checkpoint::new(Some(state.encode()), Vec::new());
+    let refused = node.sessions.start(context, checkpoint).await;
+    let refused = refused.err().expect("it started without its page");
+    assert!(
+        refused.to_string().contains("not all back within 2s"),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

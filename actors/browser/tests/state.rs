@@ -58,6 +58,13 @@ impl Session {
             .unwrap()
     }
 
+    /// As [`Session::record`], after a restore.
+    async fn resume(&self, known: &SessionState, restored: &Restored) -> Recorder {
+        let (cdp, jail) = (self.cdp(), self.jail.clone());
+        let resumed = Recorder::resume(cdp, jail, known.clone(), restored, || {});
+        resumed.await.unwrap()
+    }
+
     async fn restore(&self, state: &SessionState) -> Restored {
         restore(self.cdp(), &self.jail, state).await
     }
@@ -280,15 +287,7 @@ async fn a_session_comes_back_in_another_browser_before_the_pages_own_scripts_ru
     let restored = other.restore(&state).await;
     println!("restore: {:?}", from.elapsed());
     assert!(restored.is_whole(), "{restored:#?}");
-    let mut recorder = Recorder::resume(
-        other.cdp(),
-        other.jail.clone(),
-        state.clone(),
-        &restored,
-        || {},
-    )
-    .await
-    .unwrap();
+    let mut recorder = other.resume(&state, &restored).await;
     recorder.last_delta().await;
     let again = recorder.state();
     assert_eq!(pages(&state), pages(again));
@@ -593,15 +592,7 @@ async fn a_form_that_was_posted_is_not_posted_again_and_a_lost_server_loses_no_s
     );
     assert_eq!(site.count("POST /posted"), 1);
     assert_eq!(site.count("GET /posted"), 1);
-    let mut recorder = Recorder::resume(
-        other.cdp(),
-        other.jail.clone(),
-        state.clone(),
-        &restored,
-        || {},
-    )
-    .await
-    .unwrap();
+    let mut recorder = other.resume(&state, &restored).await;
     recorder.last_delta().await;
     assert_eq!(
         recorder.state().pages.values().nth(1),

@@ -49,6 +49,8 @@ pub(crate) struct Gateway {
     functions: RunFunctions,
     token: Token,
     followers: Arc<Semaphore>,
+    /// Places for clients of sessions: their connections are no longer the listener's.
+    clients: Arc<Semaphore>,
     /// Places for modules that have to be read whole before they are sent on.
     buffers: Arc<Semaphore>,
     latest: modules::Latest,
@@ -67,6 +69,7 @@ impl Gateway {
             functions,
             token,
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
             buffers: Arc::new(Semaphore::new(BUFFERS_MAX)),
             latest: modules::Latest::default(),
             stop,
@@ -679,6 +682,10 @@ const CALL_PATIENCE_MAX: Duration = Duration::from_secs(60);
 
 /// How much longer than the caller's own patience its node is waited for.
 const CALL_GRACE: Duration = Duration::from_secs(1);
+
+/// Clients of sessions at a time through one gateway: as many as tunnels to one peer. Each may hold a
+/// message of 16 MiB.
+const CLIENTS_MAX: usize = 512;
 
 /// Followers of events at a time; each may be a thousand events behind.
 const FOLLOWERS_MAX: usize = 64;

@@ -286,7 +286,7 @@ async fn about(
 
 /// Where a client connects to: the host that the request was sent to, which reaches this gateway.
 fn address(headers: &HeaderMap, child: &ChildId) -> String {
-    let (id, tenant) = (child.key(), child.tenant());
+    let (id, tenant) = (child.key(), clients::form_encoded(child.tenant()));
     format!(
         "ws://{}/v1/sessions/{id}/cdp?tenant={tenant}",
         host(headers)

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
 use understudy_browser::tunnel::{
@@ -33,7 +33,7 @@ use understudy_control::handle::View;
 use understudy_protocol::id::{ChildId, NodeId};
 use understudy_transport::net::Tunnel;
 
-use super::super::{Gateway, Name, Params, change, limited};
+use super::super::{CLIENTS_MAX, Gateway, Name, Params, change, limited};
 use super::{OPEN_PATIENCE, address, ask, child, host, made, no_session, strange};
 use crate::problem::{Kind, Problem};
 use crate::{api, params};
@@ -90,7 +90,10 @@ pub(in crate::routes) async fn root_version(
             address(&headers, &child)
         }
         // A session of its own for whoever connects there, and no longer than that.
-        None => format!("ws://{}/v1/cdp?tenant={tenant}", host(&headers)),
+        None => {
+            let tenant = form_encoded(tenant);
+            format!("ws://{}/v1/cdp?tenant={tenant}", host(&headers))
+        }
     };
     Ok(Json(discovery(&address, of.token.as_deref())))
 }
@@ -122,9 +125,11 @@ pub(in crate::routes) async fn connect(
     if view.directory.unit_of(&child).is_none() {
         return Err(no_session(&child));
     }
+    let place = place(&gateway)?;
     let patience = limited(of.timeout.as_deref(), OPEN_PATIENCE, OPEN_PATIENCE)?;
     let (tunnel, node) = attached(&gateway, &child, Instant::now() + patience).await?;
     Ok(bounded(upgrade).on_upgrade(move |socket| async move {
+        let _place = place;
         if serve(&gateway, &child, socket, tunnel, node).await == Served::Released {
             forget(&gateway, &child).await;
         }
@@ -148,6 +153,7 @@ pub(in crate::routes) async fn connect_fresh(
     upgrade: Result<WebSocketUpgrade, rejection::WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     let upgrade = upgrade.map_err(no_upgrade)?;
+    let place = place(&gateway)?;
     let tenant = of.tenant.unwrap_or_else(|| params::TENANT.to_owned());
     let new = api::NewSession::default();
     let (_, session) = made(&gateway, &tenant, new, &headers).await?;
@@ -160,9 +166,21 @@ pub(in crate::routes) async fn connect_fresh(
         }
     };
     Ok(bounded(upgrade).on_upgrade(move |socket| async move {
+        let _place = place;
         serve(&gateway, &child, socket, tunnel, node).await;
         forget(&gateway, &child).await;
     }))
+}
+
+/// Room for one client more, as long as it is kept.
+fn place(gateway: &Gateway) -> Result<OwnedSemaphorePermit, Problem> {
+    gateway.clients.clone().try_acquire_owned().map_err(|_| {
+        Problem::new(
+            Kind::Overloaded,
+            format!("{CLIENTS_MAX} clients of sessions are connected to this node already"),
+        )
+        .hint("connect to the same path at another node: every node serves every session")
+    })
 }
 
 /// Removes a session that nobody else knows of.
@@ -348,7 +366,7 @@ fn no_upgrade(error: rejection::WebSocketUpgradeRejection) -> Problem {
 }
 
 /// `application/x-www-form-urlencoded` of what a token may hold.
-fn form_encoded(token: &str) -> String {
+pub(super) fn form_encoded(token: &str) -> String {
     let mut encoded = String::new();
     for byte in token.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
