@@ -503,7 +503,29 @@ impl Session {
             data: String,
         }
         let (root, page) = self.attached(page).await?;
-        let ask = json!({ "format": "png", "captureBeyondViewport": full });
+        let mut ask = json!({ "format": "png" });
+        if full {
+            #[derive(Deserialize)]
+            #[serde(rename_all = "camelCase")]
+            struct Metrics {
+                css_content_size: Size,
+            }
+            #[derive(Deserialize)]
+            struct Size {
+                width: f64,
+                height: f64,
+            }
+            let metrics = self
+                .open
+                .cdp
+                .call::<Metrics>(&page, "Page.getLayoutMetrics", json!({}));
+            let metrics = timeout(PAGE_LIMIT, metrics).await.map_err(|_| silent())?;
+            let Size { width, height } = metrics.map_err(|error| broken(&error))?.css_content_size;
+            let height = height.min(PICTURE_HEIGHT_MAX);
+            // The document's own pixels, wherever it is scrolled to.
+            ask["clip"] = json!({ "x": 0, "y": 0, "width": width, "height": height, "scale": 1 });
+            ask["captureBeyondViewport"] = true.into();
+        }
         let shot = self
             .open
             .cdp
@@ -684,6 +706,9 @@ const PAGE_LIMIT: Duration = Duration::from_secs(8);
 
 /// Tickets that wait for their client: each is taken within a second.
 const TICKETS_MAX: usize = 64;
+
+/// How much of a page one picture shows, in its own pixels: what Chromium draws in one piece.
+const PICTURE_HEIGHT_MAX: f64 = 16_384.0;
 
 /// The longest picture: an answer has 1 MiB, its first line included.
 const PICTURE_BYTES_MAX: usize = (1 << 20) - 1024;

@@ -249,9 +249,9 @@ async fn pages_are_numbered_as_they_are_shown() {
     let node = Node::new(&[&format!("127.0.0.1:{port}")]);
     let mut session = node.start(CHILD, Checkpoint::default()).await;
     let mut client = Speaker::attach(&node, &mut session, CHILD).await;
-    // Each is as high as it is late, so that its picture tells which it is.
+    // Each is as high as it is late, so that a picture of all of it tells which it is.
     for nth in 1..4 {
-        let high = 100 * nth;
+        let high = 700 + 100 * nth;
         let url = format!(
             "data:text/html,<title>page {nth}</title><body style='margin:0;height:{high}px'>"
         );
@@ -276,14 +276,16 @@ async fn pages_are_numbered_as_they_are_shown() {
     step(&mut session).await;
     let (about, _) = ask(&mut session, json!({ "op": "about" })).await;
     assert_eq!(about["about"]["pages"][0]["url"], json!(url), "{about}");
-    for page in 0..4 {
-        let (shot, png) = ask(&mut session, json!({ "op": "screenshot", "page": page })).await;
-        assert_eq!(
-            (&shot["ok"], &png[..4]),
-            (&json!(true), &b"\x89PNG"[..]),
-            "{page}"
-        );
+    let height = |png: &Bytes| u32::from_be_bytes(png[20..24].try_into().unwrap());
+    for (page, high) in [(1, 800), (2, 900), (3, 1000)] {
+        let take = json!({ "op": "screenshot", "page": page, "full": true });
+        let (_, png) = ask(&mut session, take).await;
+        assert_eq!(height(&png), high, "page {page}");
     }
+    let (_, png) = ask(&mut session, json!({ "op": "screenshot", "page": 3 })).await;
+    assert_eq!(height(&png), 600, "only what is in view");
+    let (_, png) = ask(&mut session, json!({ "op": "screenshot", "full": true })).await;
+    assert!(height(&png) > 3000, "the first page is long");
 }
 
 #[tokio::test(flavor = "multi_thread")]
